@@ -7,6 +7,7 @@ compared with the wall clocks of others (see `node_pool`), never used to decide 
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta, timezone
 
 # `time.monotonic` stands still while a Linux host is suspended: a laptop or a frozen VM would wake up
 # trusting a lease that ran out hours ago. CLOCK_BOOTTIME goes on.
@@ -21,10 +22,23 @@ class Clock:
         return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
     def wall(self) -> float:
-        """This host's idea of the time, in seconds since the epoch."""
+        """Return this host's idea of the time, in seconds since the epoch."""
         return time.time()
 
 
 def microseconds(seconds: float) -> int:
     """Instants are integer microseconds since the epoch, in UTC."""
     return round(seconds * 1_000_000)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def as_datetime(instant_us: int) -> datetime:
+    """Return an instant as an aware datetime in UTC, exact to the microsecond."""
+    return _EPOCH + timedelta(microseconds=instant_us)
+
+
+def iso(instant_us: int) -> str:
+    """Return an instant as ISO 8601 in UTC, as it goes into headers and logs."""
+    return as_datetime(instant_us).isoformat()

@@ -46,8 +46,8 @@ class Driver(ABC):
     1.  The constructor does no I/O; the first call connects.
     2.  After `join` or `renew` returns, the membership is in every reader's `members`, and its pulse differs
         from the one before.
-    3.  A membership stays for at least ``ttl_s`` seconds after the start of its last renewal. What the store does by itself
-        after that only cleans up: whether a node is dead is for the observer to say, on its own clock.
+    3.  A membership stays for at least ``ttl_s`` seconds after the start of its last renewal. What the store does by
+        itself after that only cleans up: whether a node is dead is for the observer to say, on its own clock.
     4.  `renew` of a membership that is not there raises `LeaseLost` and does not bring it back.
     5.  `remove` takes a membership out at once, whoever calls it, and does nothing where there is none.
     6.  `swap` is exact: of two swaps with the same `expected` at most one wins, ever. The swaps of a batch stand alone:
@@ -69,7 +69,7 @@ class Driver(ABC):
     min_ttl_s: ClassVar[float] = 1.0
     #: Most swaps in one `swap`, and most keys in one `read`.
     max_batch: ClassVar[int] = 1000
-    #: The options that a URL's query and ``distsched_driver_options`` may hold, each with what makes its value from text.
+    #: What a URL's query and ``distsched_driver_options`` may hold, each with what makes its value from text.
     options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(

@@ -77,5 +77,5 @@ def _host_and_port(place: str, text: str) -> tuple[str, int | None]:
 def _masked_text(text: str) -> str:
     """Mask a URL that could not be taken apart."""
     scheme, separator, rest = text.partition("://")
-    credentials, at, places = rest.rpartition("@")
+    _, at, places = rest.rpartition("@")
     return f"{scheme}{separator}{_MASK}@{places.partition('?')[0]}" if at else text.partition("?")[0]

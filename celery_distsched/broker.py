@@ -1,0 +1,153 @@
+"""The way to the broker: bounded in time, confirmed where the broker can, and never retried behind our back."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import KombuError, OperationalError
+from kombu.utils.functional import retry_over_time  # noqa: F401
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(Enum):
+    """What became of one attempt to send a message."""
+
+    ACCEPTED = "accepted"  #: the broker has it
+    REFUSED = "refused"  #: the broker could not be reached: nothing can have left
+    UNKNOWN = "unknown"  #: it was written, and no answer came
+    REJECTED = "rejected"  #: the broker is well but will not take this message, or not now
+    FAILED = "failed"  #: no message could be made of the entry, and trying again would not help
+
+
+class Broker:
+    """One connection of our own, since Celery's has no timeouts and two lives: retries and a pool."""
+
+    def __init__(self, app: Celery, producer_class: type, timeout_s: float) -> None:
+        self._app = app
+        self._producer_class = producer_class
+        self._timeout_s = timeout_s
+        self._connection: Any = None
+        self._producer: Any = None
+
+    def connect(self) -> None:
+        """Make sure that there is a live connection; raises one of its own errors after at most ``timeout_s``."""
+        if self._connection is not None:
+            self._notice_closed()
+            return
+        connection = self._app.connection_for_write(
+            connect_timeout=self._timeout_s,
+            # Nobody would send AMQP heartbeats between two runs, and the broker would close the connection for it.
+            heartbeat=0,
+            transport_options=self._transport_options(),
+        )
+        try:
+            connection.connect()
+            # The Redis transports connect at the first use of a channel.
+            connection.default_channel  # noqa: B018
+        except BaseException:
+            connection.collect(socket_timeout=0.1)
+            raise
+        self._connection = connection
+        timeout_s, producer_class = self._timeout_s, self._producer_class
+
+        class BoundedProducer(producer_class):  # type: ignore[misc]
+            def publish(self, *args: Any, **kwargs: Any) -> Any:
+                # py-amqp would wait for ever for a dead peer. Transports without these options ignore them.
+                return super().publish(*args, **{"timeout": timeout_s, "confirm_timeout": timeout_s, **kwargs})
+
+        self._producer = BoundedProducer(connection, auto_declare=False)
+
+    @property
+    def connection(self) -> Any:
+        """The live connection."""
+        self.connect()
+        return self._connection
+
+    @property
+    def producer(self) -> Any:
+        """A producer on the live connection."""
+        self.connect()
+        return self._producer
+
+    def _transport_options(self) -> dict[str, Any]:
+        scheme = self._app.connection_for_write().transport_cls
+        if not isinstance(scheme, str):
+            return {}
+        if "redis" in scheme or "sentinel" in scheme:
+            return {
+                "socket_timeout": self._timeout_s,
+                "socket_connect_timeout": self._timeout_s,
+                # A push whose answer was lost must not be pushed again unseen.
+                "retry_on_timeout": False,
+            }
+        if "amqp" in scheme:
+            return {"read_timeout": self._timeout_s, "write_timeout": self._timeout_s, "confirm_publish": True}
+        return {}
+
+    def _notice_closed(self) -> None:
+        """Raise now, with nothing written, if an AMQP broker has closed the connection since its last use."""
+        if self._connection.transport.driver_type != "amqp":
+            return
+        try:
+            self._connection.drain_events(timeout=0)
+        except TimeoutError:
+            pass
+        except Exception:
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Forget the connection without a farewell: after an error nobody may be there to answer one."""
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            try:
+                connection.collect(socket_timeout=0.1)
+            except Exception as exc:  # noqa: BLE001  (a dead connection fails in any way it likes)
+                logger.debug("closing a broker connection: %r", exc)
+
+    def close(self) -> None:
+        """Close the connection in good order, in bounded time."""
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            try:
+                connection.release()
+            except Exception as exc:  # noqa: BLE001
+                logger.debug("closing a broker connection: %r", exc)
+
+    def outcome_of(self, error: BaseException) -> Outcome:
+        """Say what an error out of ``apply_async`` means for the message."""
+        chain = list(_chain(error))
+        # Only connecting fails with these, so nothing was written.
+        if any(isinstance(exc, (ConnectionRefusedError, socket.gaierror)) for exc in chain):
+            return Outcome.REFUSED
+        connection = self._connection
+        lost: tuple[type[BaseException], ...] = (OperationalError, OSError)
+        rejected: tuple[type[BaseException], ...] = ()
+        if connection is not None:
+            lost += tuple(connection.connection_errors)
+            rejected += tuple(connection.channel_errors)
+        if any(isinstance(exc, rejected) for exc in chain) and not any(
+            isinstance(exc, tuple(connection.connection_errors)) for exc in chain
+        ):
+            return Outcome.REJECTED
+        if any(
+            isinstance(exc, lost)
+            for exc in chain
+            if not isinstance(exc, KombuError) or isinstance(exc, OperationalError)
+        ):
+            return Outcome.UNKNOWN
+        return Outcome.FAILED
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,156 @@
+"""The embedded store: one file, for beats on one host, with nothing to install."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from celery_distsched.drivers.base import Answer, Driver, Member, Swap
+from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS node (
+    namespace TEXT, membership TEXT, pulse INTEGER NOT NULL, info TEXT NOT NULL, PRIMARY KEY (namespace, membership)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ledger (
+    namespace TEXT, entry TEXT, record TEXT NOT NULL, PRIMARY KEY (namespace, entry)
+) WITHOUT ROWID;
+"""
+
+
+class SQLiteDriver(Driver):
+    """``sqlite:///file`` (relative) or ``sqlite:////path/to/file``.
+
+    Keyspace: table ``node``: (namespace, membership) → pulse, info; rows stay until somebody removes them.
+    Table ``ledger``: (namespace, entry) → record; rows stay.
+
+    The write-ahead log needs memory shared by all who open the file: beats on one host, never a network file system.
+    """
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        if self.url.hosts or self.url.path in ("", "/", "/:memory:"):
+            raise ConfigError(
+                f"distsched_url {self.url.masked!r} names no file: write sqlite:///name.sqlite3 for one in the "
+                "working directory, or sqlite:////path/to/name.sqlite3"
+            )
+        self._path = Path(self.url.path[1:])
+        # One connection a process: SQLite has a single writer anyhow, so a second would only queue in the kernel
+        # where this lock queues in order.
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+
+    def join(self, membership: str, info: str) -> int:
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO node VALUES (?, ?, 1, ?)"
+                " ON CONFLICT DO UPDATE SET pulse = pulse + 1, info = excluded.info",
+                (self.namespace, membership, info),
+            )
+        return time.time_ns() // 1000
+
+    def renew(self, membership: str, info: str) -> int:
+        with self._transaction() as db:
+            found = db.execute(
+                "UPDATE node SET pulse = pulse + 1, info = ? WHERE namespace = ? AND membership = ?",
+                (info, self.namespace, membership),
+            ).rowcount
+            if not found:
+                raise LeaseLost(f"{membership} is not a member any more")
+        return time.time_ns() // 1000
+
+    def members(self) -> dict[str, Member]:
+        with self._connected() as db:
+            rows = db.execute(
+                "SELECT membership, pulse, info FROM node WHERE namespace = ?", (self.namespace,)
+            ).fetchall()
+        return {membership: Member(str(pulse), info) for membership, pulse, info in rows}
+
+    def remove(self, membership: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM node WHERE namespace = ? AND membership = ?", (self.namespace, membership))
+
+    def read(self, keys: Sequence[str]) -> list[str | None]:
+        with self._connected() as db:
+            return [self._record(db, key) for key in keys]
+
+    def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
+        with self._transaction() as db:
+            if fence is not None:
+                here = "SELECT 1 FROM node WHERE namespace = ? AND membership = ?"
+                if db.execute(here, (self.namespace, fence)).fetchone() is None:
+                    raise LeaseLost(f"{fence} is not a member any more")
+            return [self._swap(db, swap) for swap in swaps]
+
+    def _swap(self, db: sqlite3.Connection, swap: Swap) -> Answer:
+        if swap.expected is None:
+            won = db.execute(
+                "INSERT INTO ledger VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (self.namespace, swap.key, swap.new)
+            ).rowcount
+        else:
+            won = db.execute(
+                "UPDATE ledger SET record = ? WHERE namespace = ? AND entry = ? AND record = ?",
+                (swap.new, self.namespace, swap.key, swap.expected),
+            ).rowcount
+        return Answer(True, swap.new) if won else Answer(False, self._record(db, swap.key))
+
+    def _record(self, db: sqlite3.Connection, key: str) -> str | None:
+        row = db.execute(
+            "SELECT record FROM ledger WHERE namespace = ? AND entry = ?", (self.namespace, key)
+        ).fetchone()
+        return None if row is None else str(row[0])
+
+    def close(self) -> None:
+        if self._lock.acquire(timeout=self.timeout_s):
+            try:
+                if self._connection is not None:
+                    self._connection.close()
+                    self._connection = None
+            finally:
+                self._lock.release()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._connected() as db:
+            # IMMEDIATE takes the write lock first: a transaction that reads and then writes may find that it cannot.
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            # The connection rolls back by itself if this fails.
+            db.execute("COMMIT")
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        if not self._lock.acquire(timeout=self.timeout_s):
+            raise StoreUnavailable(f"{self._path}: busy for {self.timeout_s:g} s")
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+            yield self._connection
+        except (sqlite3.Error, OSError) as exc:
+            raise StoreUnavailable(f"{self._path}: {exc}") from exc
+        finally:
+            self._lock.release()
+
+    def _open(self) -> sqlite3.Connection:
+        # SQLite gives its log files the mode of the database, so the mode is set before it opens it.
+        self._path.touch(mode=0o600)
+        if self._path.stat().st_mode & 0o077:
+            self._path.chmod(0o600)
+        db = sqlite3.connect(self._path, timeout=self.timeout_s, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            # NORMAL could forget the last claims when the power fails, and they would be sent again.
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(_SCHEMA)
+        except BaseException:
+            db.close()
+            raise
+        return db

@@ -1,0 +1,209 @@
+"""The only thread: join, renew, look around, join again when lost, leave.
+
+Everything that has a time limit of its own lives here, so that a busy or stuck scheduler loop cannot delay it; but a
+node whose loop is stuck must not look alive, so renewals stop when the loop stops making progress.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from celery_distsched.clock import Clock, microseconds
+from celery_distsched.drivers.base import Driver
+from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
+from celery_distsched.node_pool import Info, NodePool, free_ordinal
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What the scheduler loop tells the heartbeat. Each field is one attribute, written by one thread."""
+
+    #: `Clock.elapsed` at the loop's last sign of life.
+    at: float = 0.0
+    #: Whole ticks so far.
+    ticks: int = 0
+    #: Whether the records of this node's share are loaded.
+    ready: bool = False
+    #: Whether the broker takes messages, or at least has not refused them for a TTL.
+    able: bool = True
+
+
+class Heartbeat:
+    """Keeps one node a member for as long as it can do its job."""
+
+    def __init__(
+        self, driver: Driver, pool: NodePool, clock: Clock, progress: Progress, *, host: str, digest: str, cluster: str
+    ) -> None:
+        self.driver = driver
+        self.pool = pool
+        self.digest = digest
+        #: An error that nothing but a change of the configuration mends; raised by the next tick.
+        self.refusal: ConfigError | None = None
+        self._clock = clock
+        self._progress = progress
+        self._host = host
+        self._cluster = cluster
+        self._renew_s = pool.ttl_s / 5
+        # A crash costs one TTL, counted from the last change seen, plus the time until that change was seen.
+        self._poll_s = min(pool.ttl_s / 20, 0.25)
+        self._stall_s = min(pool.ttl_s / 10, 0.5)
+        self._joins = 0
+        self._ordinal: int | None = None
+        self._renewed_at = float("-inf")
+        self._renewed_active = False
+        self._rejoin_after_tick = -1
+        self._outage: str | None = None
+        self._stalled = False
+        self._farewell: Callable[[], None] | None = None
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="distsched-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Beat now: something has changed that others should know."""
+        self._wake.set()
+
+    def stop(self, farewell: Callable[[], None], timeout_s: float) -> bool:
+        """Run `farewell` on the heartbeat's thread, leave, and end it; False if that took longer than `timeout_s`.
+
+        On that thread because the caller may be a signal handler on the stack of a half-done store call.
+        """
+        self._farewell = farewell
+        self._wake.set()
+        return self._stopped.wait(timeout_s)
+
+    def join(self) -> None:
+        """Wait for the thread's end."""
+        self._thread.join(timeout=5)
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            while self._farewell is None:
+                delay = self._poll_s
+                try:
+                    self._beat()
+                except LeaseLost:
+                    self._lost()
+                    delay = 0.0
+                except StoreUnavailable as exc:
+                    self._unavailable(exc)
+                except ConfigError as exc:
+                    self.refusal = exc
+                    return
+                except Exception:
+                    logger.exception("the heartbeat failed; trying again in %.2g s", delay)
+                self._wake.wait(min(delay, max(0.0, self.pool.next_death() - self._clock.elapsed())))
+                self._wake.clear()
+            self._leave()
+        finally:
+            self.driver.close()
+            self._stopped.set()
+
+    def _beat(self) -> None:
+        me = self.pool.view.me
+        if me is None:
+            # After a loss the loop must have gone round once: a stuck node would only come back to be lost again.
+            if self._fit() and self._progress.ticks > self._rejoin_after_tick:
+                me = self._join()
+        elif self._fit() and self._renewal_due():
+            asked_at = self._clock.elapsed()
+            active = self._progress.ready
+            store_us = self.driver.renew(me, self._info(active).text())
+            self._renewed(me, asked_at, store_us, active)
+        members = self.driver.members()
+        view = self.pool.observe(members, self.digest)
+        for membership in view.dead.intersection(members):
+            # A dead node's fence must be void before anybody takes over what it has claimed.
+            self.driver.remove(membership)
+            logger.warning(
+                "node %s has been silent for %g s: it is dead, and its share moves on", membership, self.pool.ttl_s
+            )
+        if self._outage:
+            logger.warning("the store answers again (%s)", self.driver.url.masked)
+            self._outage = None
+
+    def _fit(self) -> bool:
+        stalled = self._clock.elapsed() - self._progress.at > self._stall_s
+        if stalled and not self._stalled and self._clock.elapsed() - self._progress.at > 2 * self._stall_s:
+            self._stalled = True
+            logger.warning(
+                "the scheduler loop has stood still for %.2g s: not renewing; if this lasts, other nodes take over in %g s",
+                self._clock.elapsed() - self._progress.at,
+                self.pool.ttl_s,
+            )
+        elif not stalled and self._stalled:
+            self._stalled = False
+            logger.warning("the scheduler loop moves again")
+        return not stalled and self._progress.able
+
+    def _renewal_due(self) -> bool:
+        due = self._clock.elapsed() - self._renewed_at >= self._renew_s
+        return due or self._progress.ready != self._renewed_active
+
+    def _join(self) -> str:
+        alive = self.pool.observe(self.driver.members(), self.digest).alive
+        stranger = next((info for info in alive.values() if info.cluster != self._cluster), None)
+        if stranger is not None:
+            raise ConfigError(
+                f"namespace {self.driver.namespace!r} in {self.driver.url.masked} is in use by {stranger.cluster}, and this is"
+                f" {self._cluster}: give one of them another distsched_namespace"
+            )
+        if self._ordinal is None:
+            self._ordinal = free_ordinal(alive, self._host, self.pool.node_id)
+        self._joins += 1
+        me = f"{self.pool.node_id}#{self._joins}"
+        self._progress.ready = False
+        asked_at = self._clock.elapsed()
+        store_us = self.driver.join(me, self._info(active=False).text())
+        self._renewed(me, asked_at, store_us, active=False)
+        logger.info("joined %s as %s", self.driver.url.masked, me)
+        return me
+
+    def _renewed(self, me: str, asked_at: float, store_us: int | None, active: bool) -> None:
+        self.pool.renewed(me, asked_at, store_us)
+        self._renewed_at, self._renewed_active = asked_at, active
+
+    def _info(self, active: bool) -> Info:
+        return Info(
+            host=self._host,
+            ordinal=self._ordinal or 0,
+            digest=self.digest,
+            cluster=self._cluster,
+            active=active,
+            wall_us=microseconds(self._clock.wall()),
+        )
+
+    def _lost(self) -> None:
+        logger.warning("%s is no member any more: sending nothing until it has joined again", self.pool.view.me)
+        self._rejoin_after_tick = self._progress.ticks
+        self.pool.lost()
+
+    def _unavailable(self, exc: StoreUnavailable) -> None:
+        if self._outage is None:
+            logger.error(
+                "the store does not answer (%s): %s; nothing new is sent until it does, then this node catches up",
+                self.driver.url.masked,
+                exc,
+            )
+        self._outage = str(exc)
+
+    def _leave(self) -> None:
+        me = self.pool.view.me
+        try:
+            if self._farewell is not None:
+                self._farewell()
+            if me is not None:
+                self.driver.remove(me)
+        except (LeaseLost, StoreUnavailable) as exc:
+            logger.warning("could not say goodbye (%s): the share of %s moves on in %g s", exc, me, self.pool.ttl_s)

@@ -1,0 +1,163 @@
+"""What one node knows and holds of one entry, and the rules by which it may change the entry's record.
+
+Nothing here knows a store, a clock or a broker: records and facts go in, the next record comes out. That makes the
+rules small enough to be checked state by state:
+
+- Of nodes that act at once only one wins the swap; the others learn the record that stood in their way.
+- A swap whose answer was lost is repeated, unchanged, until it is answered; a record that holds my mark means "won",
+  whatever else has changed in it by then.
+- A confirm states a fact. It drops the mark of what was sent, whoever holds that mark by now.
+- A mark names a membership, not only a node: after joining anew a node's older marks are its own only by a takeover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from celery_distsched.record import HANDED_BACK, Record, node_of
+
+
+class Phase(Enum):
+    """How far this node is with an instant that is, or was, marked as its own."""
+
+    CLAIMED = "claimed"  #: won; to be sent
+    SENDING = "sending"  #: being written to the broker: may have left
+    DONE = "done"  #: accepted by the broker, or given up and counted; to be confirmed
+    FORMER = "former"  #: claimed under an older membership; to be taken over before it is sent
+
+
+@dataclass(frozen=True)
+class Move:
+    """One swap of an entry's record, and what it means if it is won."""
+
+    expected: str | None
+    new: Record
+    #: Whether it needs this node to be a member: all but confirms do.
+    fenced: bool
+    #: Marks of dead nodes that become mine: instant → mark before.
+    taken: dict[int, str] = field(default_factory=dict)
+    #: Marks of dead nodes that are dropped, their runs possibly lost.
+    dropped: dict[int, str] = field(default_factory=dict)
+    #: Instants passed over by the catch-up policy.
+    skipped: int = 0
+
+
+@dataclass
+class Holding:
+    """One entry's record as this node last saw it, and this node's part in it."""
+
+    record: Record | None = None
+    phases: dict[int, Phase] = field(default_factory=dict)
+    #: Instant → how often it was handed to the broker, by this node or (once, at least) by the one before.
+    attempts: dict[int, int] = field(default_factory=dict)
+    #: The swap whose answer is outstanding; nothing else is done with the entry meanwhile.
+    unanswered: Move | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Nothing of this entry is in this node's hands."""
+        return not self.phases and self.unanswered is None
+
+    def instants(self, phase: Phase) -> tuple[int, ...]:
+        """Instants in this phase, oldest first."""
+        return tuple(sorted(at for at, held in self.phases.items() if held is phase))
+
+    # What to write next
+
+    def confirm(self) -> Move | None:
+        """Close what was sent; None if there is nothing to close."""
+        if self.record is None or not any(at in self.record.open for at in self.instants(Phase.DONE)):
+            return None
+        return Move(self.record.text(), self.record.without(self.instants(Phase.DONE)), fenced=False)
+
+    def advance(
+        self,
+        me: str,
+        *,
+        claim: Sequence[int] = (),
+        upto: int | None = None,
+        skipped: int = 0,
+        gone: Callable[[str], bool] | None = None,
+        at_most_once: bool = False,
+    ) -> Move | None:
+        """Confirm, take over and claim in one swap; None if that changes nothing.
+
+        Args:
+            me: My membership.
+            claim: Instants to claim, all after ``last``.
+            upto: New ``last`` where it is later than the last claimed instant: what lies between is skipped.
+            skipped: How many instants that passes over.
+            gone: Whether a mark belongs to a node that is dead; given by the owner of the entry only.
+            at_most_once: Drop the marks of dead nodes instead of sending again.
+        """
+        before = self.record
+        if before is None:
+            return None
+        base = before.without(self.instants(Phase.DONE))
+        taken, dropped = {}, {}
+        for at, mark in base.open.items():
+            if mark == me:
+                continue
+            if mark == HANDED_BACK:
+                if gone is not None:
+                    taken[at] = mark
+            elif self.phases.get(at) is Phase.FORMER and node_of(mark) == node_of(me):
+                taken[at] = mark
+            elif gone is not None and gone(mark):
+                (dropped if at_most_once else taken)[at] = mark
+        new = base.without(tuple(dropped)).marked((*taken, *claim), me)
+        new = replace(new, last=max([before.last, upto or 0, *claim]))
+        if new == before:
+            return None
+        if not taken and not dropped and not claim and new.last == before.last:
+            return Move(before.text(), new, fenced=False)
+        return Move(before.text(), new, fenced=True, taken=taken, dropped=dropped, skipped=skipped)
+
+    def hand_back(self, me: str, *, at_most_once: bool = False) -> Move | None:
+        """Close what was sent and free the rest, to leave; None if I hold nothing."""
+        if self.record is None:
+            return None
+        base = self.record.without(self.instants(Phase.DONE))
+        mine = {at: mark for at, mark in base.open.items() if mark == me}
+        # What may have left must not be sent by somebody else where no run may be doubled.
+        dropped = {at: mark for at, mark in mine.items() if at_most_once and self.phases.get(at) is Phase.SENDING}
+        new = base.without(tuple(dropped)).marked(tuple(at for at in mine if at not in dropped), HANDED_BACK)
+        if new == self.record:
+            return None
+        return Move(self.record.text(), new, fenced=False, dropped=dropped)
+
+    # What an answer means
+
+    def learn(self, record: Record, me: str | None) -> list[int]:
+        """Take in the record as it is stored: from an answer to a swap, or read.
+
+        Returns:
+            Instants that were in my hands and have been taken over by another node.
+        """
+        self.record = record
+        taken_away = []
+        for at, mark in record.open.items():
+            if mark == me and self.phases.get(at) in (None, Phase.FORMER):
+                self.phases[at] = Phase.CLAIMED
+        for at, phase in list(self.phases.items()):
+            mark = record.open.get(at, "")
+            if phase is Phase.DONE:
+                finished = not mark
+            elif phase is Phase.FORMER:
+                finished = not mark or me is None or node_of(mark) != node_of(me)
+            else:
+                finished = mark != me
+            if finished:
+                del self.phases[at]
+                self.attempts.pop(at, None)
+                if phase is not Phase.DONE and mark:
+                    taken_away.append(at)
+        return taken_away
+
+    def rejoined(self) -> None:
+        """My membership is a new one: what I held under the old one has to be taken over before it is sent."""
+        for at, phase in self.phases.items():
+            if phase in (Phase.CLAIMED, Phase.SENDING):
+                self.phases[at] = Phase.FORMER

@@ -1,0 +1,76 @@
+"""Signals that wait until what was claimed has been sent and confirmed.
+
+Celery's handlers call `close()` on the stack of whatever runs, and then end the process: in the middle of a slice that
+would leave claims without their messages, and messages without their confirms.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: Seconds that a signal waits at most: a supervisor may follow with SIGKILL.
+_PATIENCE_S = 0.5
+
+
+class Interrupts:
+    """Holds SIGTERM and SIGINT back while `held`; `pending` says that one is waiting."""
+
+    def __init__(self) -> None:
+        self.pending = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold signals back inside, for at most half a second; elsewhere than in the main thread, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handlers = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+        timers: list[threading.Timer] = []
+        waiting: list[int] = []
+
+        def wait(signum: int, frame: FrameType | None) -> None:
+            if signum in waiting:
+                # Patience is over, or somebody asks twice.
+                waiting.remove(signum)
+                signal.signal(signum, handlers[signum])
+                signal.raise_signal(signum)
+                return
+            self.pending = True
+            waiting.append(signum)
+            # The main thread may be inside a call that only a signal of its own interrupts.
+            main = threading.main_thread().ident
+            timers.append(threading.Timer(_PATIENCE_S, signal.pthread_kill, (main, signum)))
+            timers[-1].daemon = True
+            timers[-1].start()
+
+        for signum, handler in handlers.items():
+            # None: set by something other than Python, which could not be put back.
+            if handler is not None and handler is not signal.SIG_IGN:
+                signal.signal(signum, wait)
+        try:
+            yield
+        finally:
+            for timer in timers:
+                timer.cancel()
+            for signum, handler in handlers.items():
+                if handler is not None and signal.getsignal(signum) is wait:
+                    signal.signal(signum, handler)
+            self.pending = False
+            for signum in waiting:
+                signal.raise_signal(signum)
+
+
+def exit_on_sigterm() -> None:
+    """Turn SIGTERM into `SystemExit` where nobody handles it: the beat inside a worker would die without its farewell."""
+
+    def leave(signum: int, frame: Any) -> None:
+        raise SystemExit(0)
+
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, leave)

@@ -1,0 +1,303 @@
+"""This node's dealings with the ledger: which records it knows, which swaps are out, and whose marks it waits for.
+
+Runs in the scheduler's loop, but for `hand_back`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import islice
+
+from celery_distsched.clock import Clock, iso
+from celery_distsched.drivers.base import Driver, Swap
+from celery_distsched.errors import LeaseLost, StoreUnavailable
+from celery_distsched.heartbeat import Progress
+from celery_distsched.holding import Holding, Move
+from celery_distsched.node_pool import NodePool
+from celery_distsched.record import HANDED_BACK, Record, node_of
+from celery_distsched.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two attempts at a swap that was not answered.
+_REPEAT_S = 0.1
+
+
+class Ledger:
+    """The records of this node's share, and those in which it has marks of its own."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        pool: NodePool,
+        progress: Progress,
+        clock: Clock,
+        settings: Settings,
+        *,
+        anchor: Callable[[str], Record],
+        learnt: Callable[[str], None],
+    ) -> None:
+        """Keep what is needed.
+
+        Args:
+            driver: The store.
+            pool: Who is dead.
+            progress: Told after each answer of the store.
+            clock: For the pace of repeating and watching.
+            settings: The user's.
+            anchor: Makes the first record of an entry that there is none of.
+            learnt: Called with the name of an entry of the share whose record is now known, or has changed.
+        """
+        self.share: Collection[str] = ()
+        #: My membership, as these holdings know it.
+        self.me = ""
+        self.holdings: dict[str, Holding] = {}
+        #: Entries with something in this node's hands: claimed, sent and not confirmed, or an unanswered swap.
+        self.busy: set[str] = set()
+        #: Entries whose record must be read before anything else is done with them.
+        self.unread: set[str] = set()
+        self.counts: Counter[str] = Counter()
+        self._driver = driver
+        self._pool = pool
+        self._progress = progress
+        self._clock = clock
+        self._settings = settings
+        self._anchor = anchor
+        self._learnt = learnt
+        #: Entries of mine with somebody else's open mark.
+        self._watched: set[str] = set()
+        self._watched_at = float("-inf")
+        self._repeated_at = float("-inf")
+        self._absent_since: dict[str, float] = {}
+        self._garbage: set[str] = set()
+
+    # Whose
+
+    def rejoined(self, me: str) -> None:
+        """My membership is a new one."""
+        self.me = me
+        for name in self.busy:
+            self.holdings[name].rejoined()
+            # Its fence is void: it can neither be repeated nor arrive late any more.
+            self.holdings[name].unanswered = None
+        self.unread |= self.busy
+
+    def own(self, share: Collection[str], gained: Iterable[str], lost: Iterable[str]) -> None:
+        """Take on a share: read what is gained before anything else, forget what is lost and not in my hands."""
+        self.share = share
+        self.unread.update(gained)
+        for name in lost:
+            self._watched.discard(name)
+            if name not in self.busy:
+                self._forget(name)
+
+    def free(self, name: str) -> bool:
+        """Whether an entry's record is known and no swap of it is out."""
+        holding = self.holdings.get(name)
+        known = holding is not None and holding.record is not None and holding.unanswered is None
+        return known and name not in self.unread
+
+    # Reading
+
+    def read(self, names: Iterable[str]) -> None:
+        """Read these records, and create those that there are none of: the one anchor of each entry."""
+        answered = (name for name in names if name not in self.holdings or self.holdings[name].unanswered is None)
+        for batch in _batches(answered, self._driver.max_batch):
+            records = self._driver.read(batch)
+            self._progress.at = self._clock.elapsed()
+            anchors = {}
+            for name, text in zip(batch, records, strict=True):
+                if text is not None:
+                    self._learn(name, text)
+                elif name in self.share:
+                    anchors[name] = Move(None, self._anchor(name), fenced=True)
+                else:
+                    self._forget(name)
+            self.swap(anchors)
+
+    def watch(self) -> None:
+        """Read again, at each poll, the records in which somebody else's mark is open: no mark is without a watcher."""
+        now = self._clock.elapsed()
+        if now - self._watched_at >= min(self._settings.node_ttl / 10, 0.5):
+            self._watched_at = now
+            self.read(self._watched)
+
+    def _learn(self, name: str, text: str) -> None:
+        holding = self.holdings.setdefault(name, Holding())
+        self.unread.discard(name)
+        try:
+            record = Record.parse(text)
+        except ValueError as exc:
+            self._refuse(name, exc)
+            return
+        for instant in holding.learn(record, self.me):
+            logger.warning("entry %r, instant %s: taken over by %s", name, iso(instant), record.open[instant])
+        if holding.idle:
+            self.busy.discard(name)
+        else:
+            self.busy.add(name)
+        if name in self.share:
+            others = any(mark != self.me and instant not in holding.phases for instant, mark in record.open.items())
+            (self._watched.add if others else self._watched.discard)(name)
+            self._learnt(name)
+        elif holding.idle:
+            self._forget(name)
+
+    def _refuse(self, name: str, exc: ValueError) -> None:
+        if name not in self._garbage:
+            self._garbage.add(name)
+            logger.error(
+                "entry %r: the store holds %s. It is left alone and will not run; remove or mend it, then restart",
+                name,
+                exc,
+            )
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self.holdings.pop(name, None)
+        self.busy.discard(name)
+        self.unread.discard(name)
+        self._watched.discard(name)
+
+    # Writing
+
+    def swap(self, moves: Mapping[str, Move]) -> None:
+        """Try to write these moves.
+
+        Raises:
+            StoreUnavailable: The outcome is unknown; the moves are kept, to be repeated before anything else is done.
+            LeaseLost: Nothing was written.
+        """
+        for names in _batches(moves, self._driver.max_batch):
+            batch = {name: moves[name] for name in names}
+            holdings = {name: self.holdings.setdefault(name, Holding()) for name in names}
+            fence = self.me if any(move.fenced for move in batch.values()) else None
+            try:
+                answers = self._driver.swap([Swap(name, m.expected, m.new.text()) for name, m in batch.items()], fence)
+            except StoreUnavailable:
+                for name, holding in holdings.items():
+                    holding.unanswered = batch[name]
+                self.busy.update(batch)
+                raise
+            except LeaseLost:
+                # An earlier attempt at one of these may have been written before the membership went.
+                for holding in holdings.values():
+                    holding.unanswered = None
+                self.unread.update(batch)
+                raise
+            self._progress.at = self._clock.elapsed()
+            for (name, move), answer in zip(batch.items(), answers, strict=True):
+                holdings[name].unanswered = None
+                if answer.won:
+                    self._won(name, holdings[name], move)
+                if answer.record is None:
+                    self.unread.add(name)
+                else:
+                    self._learn(name, answer.record)
+
+    def repeat(self) -> None:
+        """Repeat, unchanged, what was not answered."""
+        now = self._clock.elapsed()
+        if now - self._repeated_at < _REPEAT_S:
+            return
+        self._repeated_at = now
+        moves = {name: move for name in self.busy if (move := self.holdings[name].unanswered) is not None}
+        self.swap({name: move for name, move in moves.items() if move.fenced})
+        self.swap({name: move for name, move in moves.items() if not move.fenced})
+
+    def take_over(self) -> None:
+        """Take over what the dead left open, and what I held under an older membership."""
+        moves = {}
+        for name in self._watched | self.busy:
+            move = self.advance(name)
+            if move is not None and move.fenced:
+                moves[name] = move
+        self.swap(moves)
+
+    def advance(self, name: str, claim: tuple[int, ...] = (), upto: int | None = None, skipped: int = 0) -> Move | None:
+        """Return the move that confirms, takes over and claims what can be of an entry; see `Holding.advance`."""
+        if not self.free(name):
+            return None
+        return self.holdings[name].advance(
+            self.me,
+            claim=claim,
+            upto=upto,
+            skipped=skipped,
+            gone=self._gone if name in self.share else None,
+            at_most_once=self._settings.at_most_once,
+        )
+
+    def confirms(self, most: int | None = None) -> dict[str, Move]:
+        """Return the moves that record what was sent."""
+        moves = ((name, self.holdings[name].confirm()) for name in self.busy if self.free(name))
+        return dict(islice(((name, move) for name, move in moves if move is not None), most))
+
+    def _gone(self, mark: str) -> bool:
+        """Whether the holder of a mark is dead. Absence is not death the moment it is seen: the key may be evicted."""
+        view = self._pool.view
+        if node_of(mark) == node_of(self.me):
+            return mark != self.me
+        if mark in view.alive:
+            self._absent_since.pop(mark, None)
+            return False
+        if mark in view.dead:
+            return True
+        since = max(self._absent_since.setdefault(mark, view.polled_at), view.watching_since)
+        return view.polled_at - since >= self._settings.node_ttl
+
+    def _won(self, name: str, holding: Holding, move: Move) -> None:
+        for instant, mark in move.taken.items():
+            holding.phases.pop(instant, None)
+            if mark == HANDED_BACK:
+                logger.info("entry %r, instant %s: handed over by a node that left; sending it", name, iso(instant))
+                continue
+            holding.attempts[instant] = max(1, holding.attempts.get(instant, 0))
+            self.counts["taken over"] += 1
+            logger.warning("entry %r, instant %s: taken over from %s; sending it again", name, iso(instant), mark)
+        for instant, mark in move.dropped.items():
+            self.possibly_lost(name, instant, f"its sender {mark} died")
+        if move.skipped:
+            self.counts["skipped"] += move.skipped
+            logger.warning("entry %r: %d missed runs skipped, as its catch-up policy says", name, move.skipped)
+
+    def possibly_lost(self, name: str, instant: int, why: str) -> None:
+        """Count and report a run of which nobody knows whether it was sent, and which nobody will send again."""
+        self.counts["possibly lost"] += 1
+        logger.error("entry %r, instant %s: possibly lost (%s); at_most_once: not sent again", name, iso(instant), why)
+
+    # Farewell
+
+    def hand_back(self) -> None:
+        """Confirm what was sent and free what was not, to leave. Runs on the heartbeat's thread, with the loop at rest."""
+        waiting = set(self.busy)
+        for _ in range(3):
+            for batch in _batches(waiting, self._driver.max_batch):
+                waiting -= self._handed_back(batch)
+
+    def _handed_back(self, names: list[str]) -> set[str]:
+        """Try to hand these back; returns those with nothing left to do."""
+        moves = {}
+        for name, text in zip(names, self._driver.read(names), strict=True):
+            if text is not None:
+                holding = self.holdings[name]
+                holding.learn(Record.parse(text), self.me)
+                move = holding.hand_back(self.me, at_most_once=self._settings.at_most_once)
+                if move is not None:
+                    moves[name] = move
+        answers = self._driver.swap([Swap(name, move.expected, move.new.text()) for name, move in moves.items()])
+        lost = set()
+        for (name, move), answer in zip(moves.items(), answers, strict=True):
+            if not answer.won:
+                lost.add(name)
+                continue
+            for instant in move.dropped:
+                self.possibly_lost(name, instant, "this node stopped while sending it")
+        return set(names) - lost
+
+
+def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
+    rest = iter(list(names))
+    while batch := list(islice(rest, size)):
+        yield batch

@@ -1,0 +1,205 @@
+"""Who is alive, as this node sees it, and until when it may act on that.
+
+Liveness is *change seen on the observer's own clock*: a heartbeat that has not changed for one TTL is dead, whatever any
+wall clock says. Doubt means no: a view is trusted until *start of the last successful renewal + TTL - margin*, so a node
+that is cut off, frozen or slow stops by itself before anybody calls it dead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from celery_distsched.clock import Clock, microseconds
+from celery_distsched.drivers.base import Member
+from celery_distsched.record import node_of
+from celery_distsched.ring import HashRing
+
+#: Seconds for which a dead membership is remembered after it has gone from the store.
+_REMEMBER_S = 600.0
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a node says of itself in each heartbeat."""
+
+    host: str
+    #: Number of the node among those of its host: with the host its place on the ring, stable over restarts.
+    ordinal: int
+    #: Digest of the names of its entries: a ring is shared by nodes that know the same.
+    digest: str
+    #: App and broker, to tell strangers in one namespace apart.
+    cluster: str
+    #: False while it loads the records of its coming share.
+    active: bool
+    #: The node's wall clock at the renewal, microseconds.
+    wall_us: int
+
+    def text(self) -> str:
+        """Return the info as it is stored."""
+        return json.dumps(self.__dict__, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, text: str) -> Info | None:
+        """Read what a node wrote; None if it is not of this form."""
+        try:
+            stored = json.loads(text)
+            return cls(**{name: stored[name] for name in cls.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+@dataclass(frozen=True)
+class View:
+    """The pool at one moment: immutable, swapped whole, so that two threads share it without a lock."""
+
+    #: My membership; None while I am not a member.
+    me: str | None = None
+    ring: HashRing = field(default_factory=HashRing)
+    #: My place on the ring.
+    place: str | None = None
+    #: Live members, whatever their schedule.
+    alive: Mapping[str, Info] = field(default_factory=dict)
+    #: Members that have been silent for a TTL.
+    dead: frozenset[str] = frozenset()
+    #: On `Clock.elapsed`.
+    trusted_until: float = float("-inf")
+    #: When the members were last read, and since when that has gone on without a gap; on `Clock.elapsed`.
+    polled_at: float = float("-inf")
+    watching_since: float = float("inf")
+    #: Cluster time is `Clock.elapsed` plus this, in microseconds.
+    offset_us: int | None = None
+
+
+class NodePool:
+    """What one node makes of the heartbeats that it reads. Used by the heartbeat thread only, but for `view`."""
+
+    def __init__(self, node_id: str, ttl_s: float, clock: Clock) -> None:
+        self.node_id = node_id
+        self.ttl_s = ttl_s
+        #: What a write that was checked just before the end of trust may still take.
+        self.margin_s = min(ttl_s / 10, 0.5)
+        self.view = View()
+        self._clock = clock
+        self._pulses: dict[str, tuple[str, float]] = {}
+        self._offsets: dict[str, deque[int]] = {}
+        self._trusted_until = float("-inf")
+        self._store_offset: int | None = None
+        self._me: str | None = None
+        self._digest = ""
+
+    def now_us(self) -> int | None:
+        """Cluster time in microseconds; None before the first join."""
+        offset = self.view.offset_us
+        return None if offset is None else microseconds(self._clock.elapsed()) + offset
+
+    def trusted(self) -> bool:
+        """Whether this node may act on its view now."""
+        view = self.view
+        return view.me is not None and self._clock.elapsed() < view.trusted_until
+
+    def renewed(self, me: str, asked_at: float, store_us: int | None) -> None:
+        """A join or renewal succeeded; `asked_at` is when it was sent: a slow answer must shorten trust, not stretch it."""
+        self._me = me
+        self._trusted_until = asked_at + self.ttl_s - self.margin_s
+        answered_at = self._clock.elapsed()
+        if store_us is not None and (self._store_offset is None or answered_at - asked_at < 0.1):
+            # The store read its clock at some moment in between. A slow sample says little, so only the first may be one.
+            self._store_offset = store_us - microseconds((asked_at + answered_at) / 2)
+
+    def lost(self) -> None:
+        """The store says that I am no member."""
+        self._me, self._trusted_until = None, float("-inf")
+        self._publish(self.view.alive, self.view.dead, self.view.polled_at, self.view.watching_since)
+
+    def observe(self, members: Mapping[str, Member], digest: str) -> View:
+        """Take in the members as just read, and make them the new view."""
+        now = self._clock.elapsed()
+        since = self.view.watching_since
+        # After a gap everybody gets a TTL to be seen again: it was I who was without the store.
+        gap = now - self.view.polled_at > self.ttl_s / 2
+        if gap:
+            since = now
+        for membership, member in members.items():
+            pulse, seen_at = self._pulses.get(membership, ("", now))
+            if gap or pulse != member.pulse:
+                seen_at = now
+                self._sample_clock(membership, member, now)
+            self._pulses[membership] = (member.pulse, seen_at)
+        for membership, (_, seen_at) in list(self._pulses.items()):
+            if membership not in members and now - seen_at > _REMEMBER_S:
+                del self._pulses[membership]
+                self._offsets.pop(membership, None)
+        dead = frozenset(m for m, (_, seen_at) in self._pulses.items() if now - seen_at >= self.ttl_s and m != self._me)
+        alive = {}
+        for membership, member in members.items():
+            info = Info.parse(member.info)
+            if membership not in dead and info is not None:
+                alive[membership] = info
+        self._digest = digest
+        return self._publish(alive, dead, now, since)
+
+    def _publish(self, alive: Mapping[str, Info], dead: frozenset[str], polled_at: float, since: float) -> View:
+        peers = {m: info for m, info in alive.items() if info.digest == self._digest and (info.active or m == self._me)}
+        nodes = ring_places(peers)
+        ring = self.view.ring if self.view.ring.nodes == set(nodes.values()) else HashRing(nodes.values())
+        self.view = View(
+            me=self._me,
+            ring=ring,
+            place=nodes.get(self._me or ""),
+            alive=alive,
+            dead=dead,
+            trusted_until=self._trusted_until,
+            polled_at=polled_at,
+            watching_since=since,
+            offset_us=self._offset_us(alive),
+        )
+        return self.view
+
+    def next_death(self) -> float:
+        """When, on `Clock.elapsed`, the next member would be dead if it stayed silent."""
+        now = self._clock.elapsed()
+        deaths = (seen_at + self.ttl_s for m, (_, seen_at) in self._pulses.items() if m != self._me)
+        return min((at for at in deaths if at > now), default=float("inf"))
+
+    # Cluster time
+
+    def _sample_clock(self, membership: str, member: Member, now: float) -> None:
+        info = Info.parse(member.info)
+        if info is not None:
+            self._offsets.setdefault(membership, deque(maxlen=20)).append(info.wall_us - microseconds(now))
+
+    def _offset_us(self, alive: Iterable[str]) -> int | None:
+        if self._store_offset is not None:
+            return self._store_offset
+        # Without a store to ask: the lower median of the wall clocks of live nodes, since late is allowed and early is not.
+        # A heartbeat is read some time after it was written, which only ever makes its clock look slow: the best sample
+        # of each is its greatest.
+        own = microseconds(self._clock.wall()) - microseconds(self._clock.elapsed())
+        offsets = [max(self._offsets[m]) for m in alive if m in self._offsets and m != self._me]
+        offsets = sorted([*offsets, own])
+        return offsets[(len(offsets) - 1) // 2] if self._me is not None or self.view.offset_us is not None else None
+
+
+def ring_places(peers: Mapping[str, Info]) -> dict[str, str]:
+    """Give each membership its place on the ring: host and ordinal, so that a restarted node gets its old share again.
+
+    Two nodes that took the same ordinal at the same moment are told apart by their memberships, the same way everywhere.
+    """
+    places: dict[str, str] = {}
+    taken: set[str] = set()
+    for membership, info in sorted(peers.items(), key=lambda pair: (pair[1].host, pair[1].ordinal, pair[0])):
+        ordinal = info.ordinal
+        while (place := f"{info.host}/{ordinal}") in taken:
+            ordinal += 1
+        taken.add(place)
+        places[membership] = place
+    return places
+
+
+def free_ordinal(alive: Mapping[str, Info], host: str, node_id: str) -> int:
+    """Return the smallest number that no live node of this host uses."""
+    used = {info.ordinal for membership, info in alive.items() if info.host == host and node_of(membership) != node_id}
+    return next(number for number in range(len(used) + 1) if number not in used)

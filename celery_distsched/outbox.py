@@ -1,0 +1,143 @@
+"""From claimed to sent: each message once, in order, and what is done when the broker does not take it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from celery_distsched.broker import Outcome
+from celery_distsched.clock import Clock, iso
+from celery_distsched.heartbeat import Progress
+from celery_distsched.holding import Holding, Phase
+from celery_distsched.ledger import Ledger
+from celery_distsched.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_FIRST_DELAY_S = 0.25
+_LONGEST_DELAY_S = 60.0
+
+
+class Backoff:
+    """Waits that double: none before the first repetition, then a quarter of a second, and so on."""
+
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
+        self._delay_s = 0.0
+        self._until = float("-inf")
+
+    def failed(self, now: float) -> None:
+        """Wait longer than last time."""
+        self._until = now + self._delay_s
+        self._delay_s = min(max(_FIRST_DELAY_S, 2 * self._delay_s), self._longest_s)
+
+    def waiting(self, now: float) -> bool:
+        """Whether it is too early to try again."""
+        return now < self._until
+
+
+class Outbox:
+    """Sends what this node has claimed."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        progress: Progress,
+        clock: Clock,
+        settings: Settings,
+        *,
+        send: Callable[[str, int, int], Outcome],
+        probe: Callable[[], bool],
+        may_send: Callable[[], bool],
+    ) -> None:
+        """Keep what is needed.
+
+        Args:
+            ledger: Where what is claimed and sent is noted.
+            progress: Told after each message.
+            clock: For backing off.
+            settings: The user's.
+            send: Hands (entry, instant, attempt) to the broker, one bounded attempt.
+            probe: Whether the broker can be reached, one bounded attempt.
+            may_send: Asked just before each message.
+        """
+        #: When the first message was sent that is not confirmed yet; on `Clock.elapsed`.
+        self.unconfirmed_since: float | None = None
+        self._ledger = ledger
+        self._progress = progress
+        self._clock = clock
+        self._settings = settings
+        self._send = send
+        self._probe = probe
+        self._may_send = may_send
+        self._down_since: float | None = None
+        self._broker_backoff = Backoff(settings.node_ttl / 2)
+        self._entry_backoff: dict[str, Backoff] = {}
+
+    @property
+    def open(self) -> bool:
+        """Whether the broker takes messages, as far as is known; while it does not, nothing new is claimed."""
+        return self._down_since is None
+
+    def reopen(self) -> None:
+        """Try a broker that is down now and then. After a TTL without one, the node is not able to do its job."""
+        if self._down_since is None:
+            return
+        now = self._clock.elapsed()
+        self._progress.able = now - self._down_since < self._settings.node_ttl
+        if self._broker_backoff.waiting(now):
+            return
+        if self._probe():
+            self._down_since = None
+            self._progress.able = True
+        else:
+            self._broker_backoff.failed(self._clock.elapsed())
+
+    def send(self, names: Iterable[str], flush: Callable[[], None]) -> None:
+        """Send what is claimed of these entries, oldest first; `flush` is called when confirms have waited long enough."""
+        for name in list(names):
+            holding = self._ledger.holdings.get(name)
+            if holding is None or not self._ledger.free(name):
+                continue
+            for instant in holding.instants(Phase.CLAIMED):
+                if not self.open or not self._may_send():
+                    return
+                if name in self._entry_backoff and self._entry_backoff[name].waiting(self._clock.elapsed()):
+                    break
+                self._send_one(name, holding, instant)
+            if self.unconfirmed_since is not None and self._clock.elapsed() - self.unconfirmed_since > 0.1:
+                flush()
+
+    def _send_one(self, name: str, holding: Holding, instant: int) -> None:
+        attempt = holding.attempts.get(instant, 0) + 1
+        if attempt > 1:
+            self._ledger.counts["sent again"] += 1
+        # Whoever interrupts from here on must take it that the message may have left.
+        holding.phases[instant], holding.attempts[instant] = Phase.SENDING, attempt
+        outcome = self._send(name, instant, attempt)
+        now = self._progress.at = self._clock.elapsed()
+        self._ledger.counts[outcome.value] += 1
+        if outcome in (Outcome.ACCEPTED, Outcome.FAILED):
+            holding.phases[instant] = Phase.DONE
+            self.unconfirmed_since = self.unconfirmed_since or now
+            self._entry_backoff.pop(name, None)
+            return
+        holding.phases[instant] = Phase.CLAIMED
+        if outcome is Outcome.REJECTED:
+            self._entry_backoff.setdefault(name, Backoff(_LONGEST_DELAY_S)).failed(now)
+            return
+        if outcome is Outcome.REFUSED:
+            # Nothing has left: the next attempt is the first.
+            holding.attempts[instant] = attempt - 1
+        elif self._settings.at_most_once:
+            self._ledger.possibly_lost(name, instant, "the broker did not answer")
+            holding.phases[instant] = Phase.DONE
+        else:
+            logger.warning(
+                "entry %r, instant %s: the broker did not answer; sending it again under the same task id",
+                name,
+                iso(instant),
+            )
+        self._down_since = now
+        self._broker_backoff = Backoff(self._settings.node_ttl / 2)
+        self._broker_backoff.failed(now)

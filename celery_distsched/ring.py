@@ -1,0 +1,85 @@
+"""Consistent hashing: which node an entry belongs to, the same on every node that sees the same nodes."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+
+#: Points of one node on the ring. With 512 the busiest of ten nodes has about 1.1 times its share; one point a node
+#: would give it three times as much.
+REPLICAS = 512
+_BYTES = 8
+
+
+def point(key: str) -> int:
+    """Return the place of an entry on the ring."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=_BYTES).digest(), "big")
+
+
+@lru_cache(maxsize=4096)
+def _points(node: str) -> tuple[tuple[int, str], ...]:
+    """Every point of one node, in order. One 64-byte digest makes eight of them."""
+    points = []
+    for block in range(REPLICAS * _BYTES // 64):
+        digest = blake2b(f"{block}:{node}".encode(), digest_size=64).digest()
+        points += [(int.from_bytes(digest[at : at + _BYTES], "big"), node) for at in range(0, 64, _BYTES)]
+    return tuple(sorted(points))
+
+
+@dataclass(frozen=True)
+class HashRing:
+    """An immutable ring: equal for equal sets of nodes, whatever order they were listed in."""
+
+    nodes: frozenset[str]
+    _at: Sequence[int] = field(init=False, repr=False, compare=False)
+    _owners: Sequence[str] = field(init=False, repr=False, compare=False)
+
+    def __init__(self, nodes: Iterable[str] = ()) -> None:
+        object.__setattr__(self, "nodes", frozenset(nodes))
+        # Sorting the pairs settles equal points the same way everywhere.
+        placed = sorted(pair for node in sorted(self.nodes) for pair in _points(node))
+        object.__setattr__(self, "_at", [at for at, _ in placed])
+        object.__setattr__(self, "_owners", [owner for _, owner in placed])
+
+    def owner(self, key: str) -> str | None:
+        """Return the node that this entry belongs to; None on an empty ring."""
+        if not self._at:
+            return None
+        # The owner is the first point at or after the entry's, round the corner if there is none.
+        return self._owners[bisect_left(self._at, point(key)) % len(self._at)]
+
+    def arcs(self, node: str) -> list[tuple[int, int]]:
+        """Return what belongs to a node: arcs (after, upto], the one round the corner split in two."""
+        arcs = []
+        for index, (at, owner) in enumerate(zip(self._at, self._owners, strict=True)):
+            if owner != node:
+                continue
+            if index:
+                arcs.append((self._at[index - 1], at))
+            else:
+                arcs += [(-1, at), (self._at[-1], 1 << 8 * _BYTES)]
+        return arcs
+
+
+@dataclass(frozen=True)
+class Places:
+    """Names sorted by their place on the ring, so that a share is a handful of slices and not a search for each name."""
+
+    _at: Sequence[int]
+    _names: Sequence[str]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Places:
+        """Place these names."""
+        placed = sorted((point(name), name) for name in names)
+        return cls([at for at, _ in placed], [name for _, name in placed])
+
+    def share(self, ring: HashRing, node: str) -> set[str]:
+        """Return the names that the ring gives to a node."""
+        share: set[str] = set()
+        for after, upto in ring.arcs(node):
+            share.update(self._names[bisect_right(self._at, after) : bisect_right(self._at, upto)])
+        return share

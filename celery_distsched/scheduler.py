@@ -1,0 +1,265 @@
+"""Celery's side: the class that ``beat_scheduler`` names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+from celery import Celery, signals
+from celery.beat import ScheduleEntry, Scheduler, SchedulingError
+from celery.utils.nodenames import gethostname
+
+from celery_distsched.broker import Broker, Outcome
+from celery_distsched.clock import Clock, as_datetime
+from celery_distsched.dispatch import Dispatch
+from celery_distsched.drivers import open_driver
+from celery_distsched.entries import PlannedEntry, make_entry, plan
+from celery_distsched.errors import ConfigError
+from celery_distsched.heartbeat import Heartbeat, Progress
+from celery_distsched.interrupts import exit_on_sigterm
+from celery_distsched.message import message_entry
+from celery_distsched.node_pool import NodePool
+from celery_distsched.schedule import NoticedSchedule
+from celery_distsched.settings import Settings, broker_identity
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that `close` takes at most: a supervisor may follow SIGTERM with SIGKILL.
+_FAREWELL_S = 1.0
+
+
+class DistributedScheduler(Scheduler):  # type: ignore[misc]
+    """A scheduler that shares ``beat_schedule`` out over all live beats; each run is sent by one of them."""
+
+    def __init__(self, app: Celery, *args: Any, lazy: bool = False, **kwargs: Any) -> None:
+        self.settings = Settings.of(app)
+        self.driver = self._new_driver()
+        self._node: _Node | None = None
+        self._closed = False
+        self._outcome: Outcome | None = None
+        self._planned_version = -1
+        super().__init__(app, *args, lazy=lazy, **kwargs)
+        self.broker = Broker(app, self.Producer, self.settings.node_ttl / 2)
+        if not lazy:
+            signals.beat_init.connect(self._on_beat_init, weak=True)
+
+    def _new_driver(self) -> Any:
+        settings = self.settings
+        return open_driver(
+            settings.url,
+            namespace=settings.namespace,
+            ttl_s=settings.node_ttl,
+            # Several attempts fit into the time for which a view is trusted.
+            timeout_s=min(settings.node_ttl / 5, 1.0),
+            options=settings.driver_options,
+        )
+
+    @property
+    def info(self) -> str:
+        """Lines for the banner: what the settings allow; what is in force is logged at the first join."""
+        settings = self.settings
+        reason = f" ({settings.url_reason})" if settings.url_reason else ""
+        return "\n".join(
+            (
+                f"    . store -> {settings.url.masked}{reason}",
+                f"    . namespace -> {settings.namespace}",
+                f"    . delivery -> {settings.delivery}, catch-up {settings.catch_up}",
+                f"    . node ttl -> {settings.node_ttl:g} s",
+            )
+        )
+
+    # The schedule
+
+    def get_schedule(self) -> Any:
+        return self.data
+
+    def set_schedule(self, schedule: Mapping[str, ScheduleEntry]) -> None:
+        self.data = schedule if isinstance(schedule, NoticedSchedule) else NoticedSchedule(schedule)
+
+    schedule = property(get_schedule, set_schedule)
+
+    def setup_schedule(self) -> None:
+        """Take the entries one by one: a bad one is reported and costs no other."""
+        self.schedule = self.data
+        self.update_from_dict(self.app.conf.beat_schedule)
+        self.install_default_entries(self.schedule)
+
+    def _maybe_entry(self, name: str, entry: Any) -> Any:
+        if isinstance(entry, self.Entry):
+            entry.app = self.app
+            return entry
+        return make_entry(name, dict(entry), self.app, self.settings, self.Entry)
+
+    def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
+        for name, given in dict_.items():
+            try:
+                self.schedule[name] = self._maybe_entry(name, given)
+            except (ConfigError, TypeError, ValueError) as exc:
+                self._report_bad(name, exc)
+
+    def merge_inplace(self, b: Mapping[str, Any]) -> None:
+        for name in set(self.schedule) - set(b):
+            del self.schedule[name]
+        self.update_from_dict(b)
+
+    def _plan(self) -> dict[str, PlannedEntry]:
+        planned = {}
+        for name, entry in list(self.schedule.items()):
+            try:
+                planned[name] = plan(entry, self.app, self.settings)
+            except Exception as exc:  # noqa: BLE001  (a schedule class of the user's may raise anything)
+                self._report_bad(name, exc)
+        return planned
+
+    @staticmethod
+    def _report_bad(name: str, exc: Exception) -> None:
+        what = str(exc) if isinstance(exc, ConfigError) else f"{type(exc).__name__}: {exc}"
+        logger.error("entry %r will not run: %s. The other entries are not affected", name, what)
+
+    # The loop
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """Do all that is due; returns the seconds until the next call."""
+        if self._closed:
+            return 0.2
+        node = self._node
+        if node is None or node.pid != os.getpid():
+            node = self._node = self._start()
+        if node.heartbeat.refusal is not None:
+            raise node.heartbeat.refusal
+        if self.schedule.version != self._planned_version:
+            self._planned_version = self.schedule.version
+            planned = self._plan()
+            node.heartbeat.digest = _digest(planned)
+            node.dispatch.set_entries(planned)
+        return node.dispatch.tick()
+
+    def _start(self) -> _Node:
+        """Become a node. A forked process becomes another one, with a client and an identity of its own."""
+        self._planned_version = -1
+        if self._node is not None:
+            self.driver, self.broker = self._new_driver(), Broker(self.app, self.Producer, self.settings.node_ttl / 2)
+        return _Node(self)
+
+    def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
+        """Send one entry now, the ordinary way; others may patch this method on Celery's class."""
+        super().apply_entry(entry, producer=producer)
+
+    def apply_async(self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
+        self._outcome = None
+        try:
+            result = super().apply_async(entry, producer=producer, advance=False, **kwargs)
+        except SchedulingError as exc:
+            self._outcome = self.broker.outcome_of(exc)
+            if self._outcome is Outcome.FAILED:
+                # Celery's `apply_entry` logs it, with the traceback.
+                raise
+            logger.error("entry %r: %s: %s", entry.name, _MEANING[self._outcome], exc)
+            return None
+        self._outcome = Outcome.ACCEPTED
+        return result
+
+    def _send(self, planned: PlannedEntry, instant: int, attempt: int) -> Outcome:
+        try:
+            producer = self.broker.producer
+        except Exception as exc:  # noqa: BLE001  (each transport has errors of its own)
+            logger.error("entry %r: the broker cannot be reached: %s; it is sent when it can", planned.name, exc)
+            return Outcome.REFUSED
+        entry = message_entry(planned.entry, instant, attempt, namespace=self.settings.namespace, node=self.node_id)
+        self._outcome = None
+        try:
+            self.apply_entry(entry, producer=producer)
+        except Exception:
+            logger.exception("entry %r: sending it failed; this run is given up", planned.name)
+            return Outcome.FAILED
+        # Somebody's patch may have chosen not to send at all: that is their answer, and it stands.
+        outcome = self._outcome or Outcome.ACCEPTED
+        if outcome in (Outcome.UNKNOWN, Outcome.REFUSED):
+            self.broker.drop()
+        planned.entry.last_run_at = as_datetime(instant)
+        planned.entry.total_run_count += 1
+        return outcome
+
+    def _probe(self) -> bool:
+        try:
+            self.broker.connect()
+        except Exception as exc:  # noqa: BLE001
+            logger.debug("the broker is still out of reach: %s", exc)
+            return False
+        logger.warning("the broker can be reached again")
+        return True
+
+    @property
+    def node_id(self) -> str:
+        """Name of this node: host, process id and a random part; empty before the first tick."""
+        return self._node.pool.node_id if self._node else ""
+
+    # What Celery's own scheduler offers to others
+
+    @property
+    def connection(self) -> Any:
+        return self.broker.connection
+
+    @property
+    def producer(self) -> Any:
+        return self.broker.producer
+
+    def close(self) -> None:
+        """Confirm, hand back, leave; may be called twice, and on the stack of a tick."""
+        if not self._closed:
+            self._closed = True
+            node = self._node
+            if node is not None and node.pid == os.getpid():
+                node.dispatch.closed = True
+                if not node.heartbeat.stop(node.dispatch.ledger.hand_back, _FAREWELL_S):
+                    logger.warning(
+                        "could not say goodbye to the store in %g s: the share of %s moves on in %g s",
+                        _FAREWELL_S,
+                        node.pool.node_id,
+                        self.settings.node_ttl,
+                    )
+            self.broker.close()
+        super().close()
+
+    def _on_beat_init(self, sender: Any, **kwargs: Any) -> None:
+        if sender.__dict__.get("scheduler") is not self:
+            return
+        # Several beats on one host would all answer `inspect ping` by the same name, and so as one.
+        if getattr(sender, "hostname", "") is None:
+            sender.hostname = f"celerybeat-{os.getpid()}@{gethostname()}"
+        exit_on_sigterm()
+
+
+class _Node:
+    """Everything that lives from a scheduler's first tick to its close, in one process."""
+
+    def __init__(self, scheduler: DistributedScheduler) -> None:
+        self.pid = os.getpid()
+        settings, clock, progress = scheduler.settings, Clock(), Progress()
+        host = socket.gethostname()
+        progress.at = clock.elapsed()
+        self.pool = NodePool(f"{host}-{self.pid}-{secrets.token_hex(4)}", settings.node_ttl, clock)
+        self.dispatch = Dispatch(
+            scheduler.driver, self.pool, progress, clock, settings, send=scheduler._send, probe=scheduler._probe
+        )
+        cluster = f"app {scheduler.app.main!r} on {broker_identity(scheduler.app)}"
+        self.heartbeat = Heartbeat(
+            scheduler.driver, self.pool, clock, progress, host=host, digest=_digest(scheduler.schedule), cluster=cluster
+        )
+        self.heartbeat.start()
+
+
+_MEANING = {
+    Outcome.REFUSED: "the broker cannot be reached, and this run is sent when it can",
+    Outcome.UNKNOWN: "the broker did not answer",
+    Outcome.REJECTED: "the broker will not take this message; it is tried again, and other entries run meanwhile",
+}
+
+
+def _digest(names: Mapping[str, Any]) -> str:
+    return blake2b("\0".join(sorted(names)).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,209 @@
+"""The ``distsched_*`` settings: read once from the app's configuration, checked, frozen."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from celery import Celery
+
+from celery_distsched.drivers.url import StoreUrl
+from celery_distsched.errors import ConfigError
+
+_PREFIX = "distsched_"
+#: Beside a broker that lives on one host the store can be a file there.
+_LOCAL_BROKERS = ("filesystem", "memory", "sqla+sqlite", "sqlalchemy+sqlite")
+_LOCAL_STORE = "sqlite:///celerybeat-distsched.sqlite3"
+DELIVERIES = ("at_least_once", "at_most_once")
+CATCH_UPS = ("latest", "all", "none")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose; durations in seconds."""
+
+    url: StoreUrl
+    namespace: str = "celery"
+    node_ttl: float = 5.0
+    delivery: str = "at_least_once"
+    catch_up: str = "latest"
+    catch_up_window: float | None = None
+    catch_up_limit: int = 1000
+    entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fast_publish: bool = True
+    driver_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: Why this store, where the user named none.
+    url_reason: str | None = None
+
+    @classmethod
+    def of(cls, app: Celery) -> Settings:
+        """Read the settings of an app; raises `ConfigError` naming the setting and the mend."""
+        given = _given(app)
+        unknown = sorted(given.keys() - _CHECKS.keys())
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], _CHECKS, n=1)
+            raise ConfigError(
+                f"unknown setting {_PREFIX}{unknown[0]}"
+                + (f"; did you mean {_PREFIX}{near[0]}?" if near else "")
+                + f" (known: {', '.join(_PREFIX + name for name in _CHECKS)})"
+            )
+        values = {name: _checked(name, value) for name, value in given.items() if value is not None}
+        values.setdefault("namespace", app.main if app.main and app.main != "__main__" else "celery")
+        if "url" not in values:
+            url, reason, options = _beside_the_broker(app)
+            values.update(url=StoreUrl.parse(url), url_reason=reason)
+            values["driver_options"] = {**options, **values.get("driver_options", {})}
+        return cls(**values)
+
+    @property
+    def at_most_once(self) -> bool:
+        """Whether a run that may have been sent is never sent again."""
+        return self.delivery == "at_most_once"
+
+    @property
+    def hand_over_s(self) -> float:
+        """Seconds between an instant and its sending that count as hand-over and not as a misfire."""
+        return max(2 * self.node_ttl, 10.0)
+
+
+def _given(app: Celery) -> dict[str, Any]:
+    """Every ``distsched_*`` key of the configuration, however it is spelled there.
+
+    With ``namespace="CELERY"`` (Django) the key is ``CELERY_DISTSCHED_URL``; modules with capitals are common too.
+    """
+    conf, given = app.conf, {}
+    prefix = (app.namespace or "").lower()
+    prefix = f"{prefix.rstrip('_')}_" if prefix else ""
+    for key in conf:
+        name = str(key).lower().removeprefix(prefix)
+        if name.startswith(_PREFIX):
+            given.setdefault(name.removeprefix(_PREFIX), conf[key])
+    return given
+
+
+def _beside_the_broker(app: Celery) -> tuple[str, str, dict[str, Any]]:
+    """The store of a user who named none: URL, why, and driver options."""
+    broker = app.conf.broker_write_url
+    first = (broker if isinstance(broker, str) else next(iter(broker or ()), "")).split(";")[0]
+    scheme = first.partition("://")[0].lower()
+    if scheme in ("redis", "rediss"):
+        tls = app.conf.broker_use_ssl
+        options = dict(tls) if isinstance(tls, Mapping) else {}
+        if tls and scheme == "redis":
+            first = "rediss" + first.removeprefix("redis")
+        return first, "the broker's Redis", options
+    if scheme in _LOCAL_BROKERS:
+        return _LOCAL_STORE, f"a file in the working directory, since {scheme}:// is a broker of one host", {}
+    shown = app.connection_for_write().as_uri() if scheme else "none"
+    raise ConfigError(
+        f"distsched_url is not set, and the broker ({shown}) cannot hold the schedule. Choose a store that all beats"
+        " reach, for example one of:\n"
+        '    distsched_url = "redis://localhost:6379/0"\n'
+        '    distsched_url = "etcd://localhost:2379"\n'
+        '    distsched_url = "consul://localhost:8500"\n'
+        '    distsched_url = "sqlite:///celerybeat-distsched.sqlite3"   # only if all beats run on one host'
+    )
+
+
+def _checked(name: str, value: Any) -> Any:
+    try:
+        return _CHECKS[name](value)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as exc:
+        raise ConfigError(f"{_PREFIX}{name} is {value!r}: {exc}") from exc
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a text was expected")
+    return value
+
+
+def seconds(value: Any) -> float:
+    """A duration above zero."""
+    number = _number(value)
+    if number <= 0:
+        raise ValueError("a number of seconds above 0 was expected")
+    return number
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError("a number of seconds was expected")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError("a number of seconds was expected, such as 5.0") from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError("a finite number of seconds was expected")
+    return number
+
+
+def not_negative(value: Any) -> float:
+    """A duration of zero or more."""
+    number = _number(value)
+    if number < 0:
+        raise ValueError("a number of seconds of 0 or more was expected")
+    return number
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != float(value) or int(value) < 1:
+        raise ValueError("a whole number from 1 up was expected")
+    return int(value)
+
+
+def truth(value: Any) -> bool:
+    """True or False, and nothing like them."""
+    if not isinstance(value, bool):
+        raise TypeError("True or False was expected")
+    return value
+
+
+def one_of(*choices: str) -> Callable[[Any], str]:
+    """Accept one of these texts."""
+
+    def check(value: Any) -> str:
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{hint}one of {', '.join(map(repr, choices))} was expected")
+        return str(value)
+
+    return check
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError("a dict was expected")
+    return value
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "url": lambda value: StoreUrl.parse(_text(value)),
+    "namespace": _text,
+    "node_ttl": seconds,
+    "delivery": one_of(*DELIVERIES),
+    "catch_up": one_of(*CATCH_UPS),
+    "catch_up_window": seconds,
+    "catch_up_limit": _count,
+    "entries": _mapping,
+    "fast_publish": truth,
+    "driver_options": _mapping,
+}
+
+
+def broker_identity(app: Celery) -> str:
+    """The broker without its credentials: what tells two clusters in one namespace apart."""
+    broker = app.conf.broker_write_url
+    urls = broker if isinstance(broker, str) else ";".join(broker or ())
+    return ";".join(_without_credentials(url) for url in urls.split(";"))
+
+
+def _without_credentials(url: str) -> str:
+    split = urlsplit(url)
+    return f"{split.scheme}://{split.netloc.rpartition('@')[2]}{split.path}"
