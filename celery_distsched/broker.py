@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import KombuError, OperationalError
-from kombu.utils.functional import retry_over_time  # noqa: F401
+from kombu.exceptions import OperationalError
 
 logger = logging.getLogger(__name__)
+
+
+#: Seconds that closing the connection may take.
+_FAREWELL_S = 0.3
 
 
 class Outcome(Enum):
@@ -28,7 +33,7 @@ class Outcome(Enum):
 class Broker:
     """One connection of our own, since Celery's has no timeouts and two lives: retries and a pool."""
 
-    def __init__(self, app: Celery, producer_class: type, timeout_s: float) -> None:
+    def __init__(self, app: Celery, producer_class: Any, timeout_s: float) -> None:
         self._app = app
         self._producer_class = producer_class
         self._timeout_s = timeout_s
@@ -54,14 +59,11 @@ class Broker:
             connection.collect(socket_timeout=0.1)
             raise
         self._connection = connection
-        timeout_s, producer_class = self._timeout_s, self._producer_class
-
-        class BoundedProducer(producer_class):  # type: ignore[misc]
-            def publish(self, *args: Any, **kwargs: Any) -> Any:
-                # py-amqp would wait for ever for a dead peer. Transports without these options ignore them.
-                return super().publish(*args, **{"timeout": timeout_s, "confirm_timeout": timeout_s, **kwargs})
-
-        self._producer = BoundedProducer(connection, auto_declare=False)
+        self._producer = self._producer_class(connection, auto_declare=False)
+        # py-amqp would wait for ever for a dead peer. Transports that know no timeouts ignore them.
+        bounds = {"timeout": self._timeout_s, "confirm_timeout": self._timeout_s}
+        publish = self._producer.publish
+        self._producer.publish = lambda *args, **kwargs: publish(*args, **{**bounds, **kwargs})
 
     @property
     def connection(self) -> Any:
@@ -95,9 +97,8 @@ class Broker:
         if self._connection.transport.driver_type != "amqp":
             return
         try:
-            self._connection.drain_events(timeout=0)
-        except TimeoutError:
-            pass
+            with suppress(TimeoutError):
+                self._connection.drain_events(timeout=0)
         except Exception:
             self.drop()
             raise
@@ -115,34 +116,38 @@ class Broker:
         """Close the connection in good order, in bounded time."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            try:
-                connection.release()
-            except Exception as exc:  # noqa: BLE001
-                logger.debug("closing a broker connection: %r", exc)
+            # AMQP's farewell waits for an answer, which a dead broker never gives.
+            farewell = threading.Thread(target=_release, args=(connection,), name="distsched-farewell", daemon=True)
+            farewell.start()
+            farewell.join(_FAREWELL_S)
 
     def outcome_of(self, error: BaseException) -> Outcome:
         """Say what an error out of ``apply_async`` means for the message."""
         chain = list(_chain(error))
         # Only connecting fails with these, so nothing was written.
-        if any(isinstance(exc, (ConnectionRefusedError, socket.gaierror)) for exc in chain):
+        if _any(chain, (ConnectionRefusedError, socket.gaierror)):
             return Outcome.REFUSED
         connection = self._connection
-        lost: tuple[type[BaseException], ...] = (OperationalError, OSError)
-        rejected: tuple[type[BaseException], ...] = ()
-        if connection is not None:
-            lost += tuple(connection.connection_errors)
-            rejected += tuple(connection.channel_errors)
-        if any(isinstance(exc, rejected) for exc in chain) and not any(
-            isinstance(exc, tuple(connection.connection_errors)) for exc in chain
+        lost = (OperationalError, OSError, *(connection.connection_errors if connection else ()))
+        # The broker's own "no" to one message: a queue of another kind, a missing exchange, no memory.
+        if (
+            connection
+            and _any(chain, tuple(connection.channel_errors))
+            and not _any(chain, connection.connection_errors)
         ):
             return Outcome.REJECTED
-        if any(
-            isinstance(exc, lost)
-            for exc in chain
-            if not isinstance(exc, KombuError) or isinstance(exc, OperationalError)
-        ):
-            return Outcome.UNKNOWN
-        return Outcome.FAILED
+        return Outcome.UNKNOWN if _any(chain, lost) else Outcome.FAILED
+
+
+def _release(connection: Any) -> None:
+    try:
+        connection.release()
+    except Exception as exc:  # noqa: BLE001  (a dead connection fails in any way it likes)
+        logger.debug("closing a broker connection: %r", exc)
+
+
+def _any(chain: list[BaseException], kinds: tuple[type[BaseException], ...]) -> bool:
+    return any(isinstance(exc, tuple(kinds)) for exc in chain)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -212,6 +212,8 @@ class Dispatch:
             self._timetable.drop(name)
             return
         record, now = self.ledger.holdings[name].record, self._now_us()
+        if record is not None and record.last > now + microseconds(self._settings.hand_over_s):
+            self._report_future(name, record.last)
         if record is None or (record.paused and not planned.enabled):
             self._timetable.drop(name)
         elif record.paused or not planned.enabled or planned.rule is None:
@@ -237,6 +239,16 @@ class Dispatch:
             self._reported.add(name)
             logger.error(
                 "entry %r: its next run cannot be worked out: %r; trying again in an hour", name, exc, exc_info=exc
+            )
+
+    def _report_future(self, name: str, last: int) -> None:
+        if name not in self._reported:
+            self._reported.add(name)
+            logger.error(
+                "entry %r: its record says that it ran at %s, which is still to come: it does not run before then. If a"
+                " clock was wrong, remove its record from the store",
+                name,
+                iso(last),
             )
 
     def _first_record(self, name: str) -> Record:

@@ -47,7 +47,7 @@ class PlannedEntry:
         return str(self.entry.name)
 
 
-def make_entry(name: str, given: Mapping[str, Any], app: Celery, settings: Settings, of: type[ScheduleEntry]) -> Any:
+def make_entry(name: str, given: Mapping[str, Any], app: Celery, settings: Settings, of: Any) -> Any:
     """Return the Celery entry for one item of ``beat_schedule``, our own keys taken out and kept beside it.
 
     Raises:
@@ -91,7 +91,7 @@ def make_entry(name: str, given: Mapping[str, Any], app: Celery, settings: Setti
 
 def plan(entry: ScheduleEntry, app: Celery, settings: Settings) -> PlannedEntry:
     """Work out how an entry is to be run; raises `ConfigError`."""
-    ours = {}
+    ours: dict[str, Any] = {}
     for key, value in getattr(entry, "distsched", {}).items():
         try:
             ours[key] = _CHECKS[key](value)
@@ -100,7 +100,7 @@ def plan(entry: ScheduleEntry, app: Celery, settings: Settings) -> PlannedEntry:
     schedule = entry.schedule
     if not hasattr(schedule, "is_due"):
         raise ConfigError(
-            f"its schedule is {schedule!r}: give it seconds, a timedelta, crontab(…), cron(…) or another Celery schedule"
+            f"its schedule is {schedule!r}: give it seconds, a timedelta, crontab(…), cron(…) or another schedule"
         )
     deadline_s = app.conf.beat_cron_starting_deadline if isinstance(schedule, (crontab, cron)) else None
     return PlannedEntry(
@@ -131,7 +131,7 @@ def _check_serializable(entry: ScheduleEntry, app: Celery) -> None:
     task = app.tasks.get(entry.task)
     serializer = entry.options.get("serializer") or getattr(task, "serializer", None) or app.conf.task_serializer
     try:
-        dumps([args, kwargs], serializer=serializer)
+        dumps([args, kwargs], serializer=serializer)  # type: ignore[no-untyped-call]
     except Exception as exc:
         raise ConfigError(
             f"its arguments cannot be sent as {serializer}: {exc}; pass plain values, or choose another"

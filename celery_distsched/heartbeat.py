@@ -37,11 +37,12 @@ class Heartbeat:
     """Keeps one node a member for as long as it can do its job."""
 
     def __init__(
-        self, driver: Driver, pool: NodePool, clock: Clock, progress: Progress, *, host: str, digest: str, cluster: str
+        self, driver: Driver, pool: NodePool, clock: Clock, progress: Progress, *, host: str, cluster: str
     ) -> None:
         self.driver = driver
         self.pool = pool
-        self.digest = digest
+        #: Digest of the names of this node's entries: nodes with the same one share a ring.
+        self.digest = ""
         #: An error that nothing but a change of the configuration mends; raised by the next tick.
         self.refusal: ConfigError | None = None
         self._clock = clock
@@ -138,7 +139,7 @@ class Heartbeat:
         if stalled and not self._stalled and self._clock.elapsed() - self._progress.at > 2 * self._stall_s:
             self._stalled = True
             logger.warning(
-                "the scheduler loop has stood still for %.2g s: not renewing; if this lasts, other nodes take over in %g s",
+                "the scheduler loop has stood still for %.2g s: not renewing, so other nodes take over in %g s",
                 self._clock.elapsed() - self._progress.at,
                 self.pool.ttl_s,
             )
@@ -156,8 +157,8 @@ class Heartbeat:
         stranger = next((info for info in alive.values() if info.cluster != self._cluster), None)
         if stranger is not None:
             raise ConfigError(
-                f"namespace {self.driver.namespace!r} in {self.driver.url.masked} is in use by {stranger.cluster}, and this is"
-                f" {self._cluster}: give one of them another distsched_namespace"
+                f"namespace {self.driver.namespace!r} in {self.driver.url.masked} is in use by {stranger.cluster},"
+                f" and this is {self._cluster}: give one of them another distsched_namespace"
             )
         if self._ordinal is None:
             self._ordinal = free_ordinal(alive, self._host, self.pool.node_id)

@@ -96,7 +96,8 @@ class Holding:
         if before is None:
             return None
         base = before.without(self.instants(Phase.DONE))
-        taken, dropped = {}, {}
+        taken: dict[int, str] = {}
+        dropped: dict[int, str] = {}
         for at, mark in base.open.items():
             if mark == me:
                 continue

@@ -30,7 +30,7 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        handlers = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+        handlers: dict[int, Any] = {signum: signal.getsignal(signum) for signum in _SIGNALS}
         timers: list[threading.Timer] = []
         waiting: list[int] = []
 
@@ -67,7 +67,7 @@ class Interrupts:
 
 
 def exit_on_sigterm() -> None:
-    """Turn SIGTERM into `SystemExit` where nobody handles it: the beat inside a worker would die without its farewell."""
+    """Turn SIGTERM into `SystemExit` where nobody handles it: a worker's own beat would die without its farewell."""
 
     def leave(signum: int, frame: Any) -> None:
         raise SystemExit(0)

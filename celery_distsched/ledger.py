@@ -270,7 +270,7 @@ class Ledger:
     # Farewell
 
     def hand_back(self) -> None:
-        """Confirm what was sent and free what was not, to leave. Runs on the heartbeat's thread, with the loop at rest."""
+        """Confirm what was sent and free what was not, to leave. Runs on the heartbeat's thread, the loop at rest."""
         waiting = set(self.busy)
         for _ in range(3):
             for batch in _batches(waiting, self._driver.max_batch):

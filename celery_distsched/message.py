@@ -19,7 +19,7 @@ def task_id(namespace: str, entry: str, instant_us: int) -> str:
 
 
 def message_entry(entry: ScheduleEntry, instant_us: int, attempt: int, *, namespace: str, node: str) -> ScheduleEntry:
-    """Return a copy of an entry that carries one occurrence's id and headers; the user's own objects stay as they are."""
+    """Return a copy of an entry that carries one occurrence's id and headers; the user's objects are not touched."""
     occurrence = copy.copy(entry)
     # Celery writes its header into the dict that it finds, which entries of one configuration may share.
     headers = dict((entry.options or {}).get("headers") or {})

@@ -1,8 +1,8 @@
 """Who is alive, as this node sees it, and until when it may act on that.
 
-Liveness is *change seen on the observer's own clock*: a heartbeat that has not changed for one TTL is dead, whatever any
-wall clock says. Doubt means no: a view is trusted until *start of the last successful renewal + TTL - margin*, so a node
-that is cut off, frozen or slow stops by itself before anybody calls it dead.
+Liveness is *change seen on the observer's own clock*: a heartbeat that has not changed for one TTL is dead, whatever
+any wall clock says. Doubt means no: a view is trusted until *start of the last successful renewal + TTL - margin*, so a
+node that is cut off, frozen or slow stops by itself before anybody calls it dead.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ class NodePool:
         return view.me is not None and self._clock.elapsed() < view.trusted_until
 
     def renewed(self, me: str, asked_at: float, store_us: int | None) -> None:
-        """A join or renewal succeeded; `asked_at` is when it was sent: a slow answer must shorten trust, not stretch it."""
+        """A join or renewal succeeded. It was sent at `asked_at`: a slow answer must shorten trust, not stretch it."""
         self._me = me
         self._trusted_until = asked_at + self.ttl_s - self.margin_s
         answered_at = self._clock.elapsed()
         if store_us is not None and (self._store_offset is None or answered_at - asked_at < 0.1):
-            # The store read its clock at some moment in between. A slow sample says little, so only the first may be one.
+            # The store read its clock at some moment in between. A slow sample says little: only the first may be one.
             self._store_offset = store_us - microseconds((asked_at + answered_at) / 2)
 
     def lost(self) -> None:
@@ -174,9 +174,9 @@ class NodePool:
     def _offset_us(self, alive: Iterable[str]) -> int | None:
         if self._store_offset is not None:
             return self._store_offset
-        # Without a store to ask: the lower median of the wall clocks of live nodes, since late is allowed and early is not.
-        # A heartbeat is read some time after it was written, which only ever makes its clock look slow: the best sample
-        # of each is its greatest.
+        # Without a store to ask: the lower median of the wall clocks of live nodes, since late is allowed and early is
+        # not. A heartbeat is read some time after it was written, which only ever makes its clock look slow: the best
+        # sample of each is its greatest.
         own = microseconds(self._clock.wall()) - microseconds(self._clock.elapsed())
         offsets = [max(self._offsets[m]) for m in alive if m in self._offsets and m != self._me]
         offsets = sorted([*offsets, own])
@@ -186,7 +186,7 @@ class NodePool:
 def ring_places(peers: Mapping[str, Info]) -> dict[str, str]:
     """Give each membership its place on the ring: host and ordinal, so that a restarted node gets its old share again.
 
-    Two nodes that took the same ordinal at the same moment are told apart by their memberships, the same way everywhere.
+    Two nodes that took the same ordinal at the same moment are told apart by their memberships, everywhere alike.
     """
     places: dict[str, str] = {}
     taken: set[str] = set()

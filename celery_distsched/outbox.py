@@ -94,7 +94,7 @@ class Outbox:
             self._broker_backoff.failed(self._clock.elapsed())
 
     def send(self, names: Iterable[str], flush: Callable[[], None]) -> None:
-        """Send what is claimed of these entries, oldest first; `flush` is called when confirms have waited long enough."""
+        """Send what is claimed of these entries, oldest first; `flush` is called when confirms have waited enough."""
         for name in list(names):
             holding = self._ledger.holdings.get(name)
             if holding is None or not self._ledger.free(name):

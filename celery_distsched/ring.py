@@ -66,7 +66,7 @@ class HashRing:
 
 @dataclass(frozen=True)
 class Places:
-    """Names sorted by their place on the ring, so that a share is a handful of slices and not a search for each name."""
+    """Names sorted by their place on the ring: a share is a handful of slices, and not a search for each name."""
 
     _at: Sequence[int]
     _names: Sequence[str]

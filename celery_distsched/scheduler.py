@@ -42,7 +42,6 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         self._node: _Node | None = None
         self._closed = False
         self._outcome: Outcome | None = None
-        self._planned_version = -1
         super().__init__(app, *args, lazy=lazy, **kwargs)
         self.broker = Broker(app, self.Producer, self.settings.node_ttl / 2)
         if not lazy:
@@ -129,22 +128,28 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             return 0.2
         node = self._node
         if node is None or node.pid != os.getpid():
-            node = self._node = self._start()
+            node = self._node = self._become_node()
         if node.heartbeat.refusal is not None:
             raise node.heartbeat.refusal
-        if self.schedule.version != self._planned_version:
-            self._planned_version = self.schedule.version
-            planned = self._plan()
-            node.heartbeat.digest = _digest(planned)
-            node.dispatch.set_entries(planned)
+        if self.schedule.version != node.planned_version:
+            node.take_on(self._plan(), self.schedule.version)
         return node.dispatch.tick()
 
-    def _start(self) -> _Node:
-        """Become a node. A forked process becomes another one, with a client and an identity of its own."""
-        self._planned_version = -1
+    def _become_node(self) -> _Node:
+        """Join the cluster. A forked process becomes another node, with a client and an identity of its own."""
         if self._node is not None:
             self.driver, self.broker = self._new_driver(), Broker(self.app, self.Producer, self.settings.node_ttl / 2)
-        return _Node(self)
+        planned, version = self._plan(), self.schedule.version
+        logger.info(
+            "%d entries; delivery: %s for all of them, since the ledger and the broker's queues are written one after the"
+            " other",
+            len(planned),
+            self.settings.delivery,
+        )
+        node = _Node(self)
+        node.take_on(planned, version)
+        node.heartbeat.start()
+        return node
 
     def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
         """Send one entry now, the ordinary way; others may patch this method on Celery's class."""
@@ -159,7 +164,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             if self._outcome is Outcome.FAILED:
                 # Celery's `apply_entry` logs it, with the traceback.
                 raise
-            logger.error("entry %r: %s: %s", entry.name, _MEANING[self._outcome], exc)
+            logger.error("entry %r: %s: %s", entry.name, _MEANING[self._outcome], exc)  # noqa: TRY400
             return None
         self._outcome = Outcome.ACCEPTED
         return result
@@ -168,7 +173,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         try:
             producer = self.broker.producer
         except Exception as exc:  # noqa: BLE001  (each transport has errors of its own)
-            logger.error("entry %r: the broker cannot be reached: %s; it is sent when it can", planned.name, exc)
+            logger.error("entry %r: %s: %s", planned.name, _MEANING[Outcome.REFUSED], exc)  # noqa: TRY400
             return Outcome.REFUSED
         entry = message_entry(planned.entry, instant, attempt, namespace=self.settings.namespace, node=self.node_id)
         self._outcome = None
@@ -248,10 +253,15 @@ class _Node:
             scheduler.driver, self.pool, progress, clock, settings, send=scheduler._send, probe=scheduler._probe
         )
         cluster = f"app {scheduler.app.main!r} on {broker_identity(scheduler.app)}"
-        self.heartbeat = Heartbeat(
-            scheduler.driver, self.pool, clock, progress, host=host, digest=_digest(scheduler.schedule), cluster=cluster
-        )
-        self.heartbeat.start()
+        self.heartbeat = Heartbeat(scheduler.driver, self.pool, clock, progress, host=host, cluster=cluster)
+        self.planned_version = -1
+
+    def take_on(self, planned: Mapping[str, PlannedEntry], version: int) -> None:
+        """Work by this schedule from now on, and tell the others which entries it has."""
+        self.planned_version = version
+        names = "\0".join(sorted(planned))
+        self.heartbeat.digest = blake2b(names.encode(), digest_size=16).hexdigest()
+        self.dispatch.set_entries(planned)
 
 
 _MEANING = {
@@ -259,7 +269,3 @@ _MEANING = {
     Outcome.UNKNOWN: "the broker did not answer",
     Outcome.REJECTED: "the broker will not take this message; it is tried again, and other entries run meanwhile",
 }
-
-
-def _digest(names: Mapping[str, Any]) -> str:
-    return blake2b("\0".join(sorted(names)).encode(), digest_size=16).hexdigest()

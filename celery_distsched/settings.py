@@ -74,7 +74,7 @@ def _given(app: Celery) -> dict[str, Any]:
 
     With ``namespace="CELERY"`` (Django) the key is ``CELERY_DISTSCHED_URL``; modules with capitals are common too.
     """
-    conf, given = app.conf, {}
+    conf, given = app.conf, dict[str, Any]()
     prefix = (app.namespace or "").lower()
     prefix = f"{prefix.rstrip('_')}_" if prefix else ""
     for key in conf:
