@@ -15,13 +15,13 @@ from celery_distsched.clock import Clock, iso, microseconds
 from celery_distsched.drivers.base import Driver
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.errors import LeaseLost, StoreUnavailable
-from celery_distsched.heartbeat import Progress
 from celery_distsched.holding import Move, Phase
 from celery_distsched.instants import ask
 from celery_distsched.interrupts import Interrupts
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool, View
 from celery_distsched.outbox import Outbox
+from celery_distsched.progress import Progress
 from celery_distsched.record import MAX_OPEN, Record
 from celery_distsched.ring import HashRing, Places
 from celery_distsched.settings import Settings

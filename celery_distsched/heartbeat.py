@@ -9,28 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.drivers.base import Driver
 from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
 from celery_distsched.node_pool import Info, NodePool, free_ordinal
+from celery_distsched.progress import Progress
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """What the scheduler loop tells the heartbeat. Each field is one attribute, written by one thread."""
-
-    #: `Clock.elapsed` at the loop's last sign of life.
-    at: float = 0.0
-    #: Whole ticks so far.
-    ticks: int = 0
-    #: Whether the records of this node's share are loaded.
-    ready: bool = False
-    #: Whether the broker takes messages, or at least has not refused them for a TTL.
-    able: bool = True
 
 
 class Heartbeat:

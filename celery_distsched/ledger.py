@@ -13,9 +13,9 @@ from itertools import islice
 from celery_distsched.clock import Clock, iso
 from celery_distsched.drivers.base import Driver, Swap
 from celery_distsched.errors import LeaseLost, StoreUnavailable
-from celery_distsched.heartbeat import Progress
 from celery_distsched.holding import Holding, Move
 from celery_distsched.node_pool import NodePool
+from celery_distsched.progress import Progress
 from celery_distsched.record import HANDED_BACK, Record, node_of
 from celery_distsched.settings import Settings
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 
 from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, iso
-from celery_distsched.heartbeat import Progress
 from celery_distsched.holding import Holding, Phase
 from celery_distsched.ledger import Ledger
+from celery_distsched.progress import Progress
 from celery_distsched.settings import Settings
 
 logger = logging.getLogger(__name__)

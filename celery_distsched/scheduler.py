@@ -20,10 +20,11 @@ from celery_distsched.dispatch import Dispatch
 from celery_distsched.drivers import open_driver
 from celery_distsched.entries import PlannedEntry, make_entry, plan
 from celery_distsched.errors import ConfigError
-from celery_distsched.heartbeat import Heartbeat, Progress
+from celery_distsched.heartbeat import Heartbeat
 from celery_distsched.interrupts import exit_on_sigterm
 from celery_distsched.message import message_entry
 from celery_distsched.node_pool import NodePool
+from celery_distsched.progress import Progress
 from celery_distsched.schedule import NoticedSchedule
 from celery_distsched.settings import Settings, broker_identity
 
@@ -141,8 +142,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             self.driver, self.broker = self._new_driver(), Broker(self.app, self.Producer, self.settings.node_ttl / 2)
         planned, version = self._plan(), self.schedule.version
         logger.info(
-            "%d entries; delivery: %s for all of them, since the ledger and the broker's queues are written one after the"
-            " other",
+            "%d entries; delivery %s for all: the ledger and the broker's queues are written one after the other",
             len(planned),
             self.settings.delivery,
         )

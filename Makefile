@@ -1,0 +1,48 @@
+PYTHON ?= python3
+STORE ?= sqlite
+CELERIES := 5.5 5.6 5.7
+
+export PYTHON
+# Where .ci/servers.sh puts what the system has no package of.
+export PATH := $(PATH):$(CURDIR)/.servers/bin
+
+.PHONY: help demo test lint types matrix servers clean $(CELERIES:%=matrix-%)
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.all ## several beats share one schedule, and one is killed; STORE=sqlite (default), redis, etcd or consul
+	@[ "$(STORE)" = sqlite ] || .ci/servers.sh "$(STORE)"
+	@exec .venv/bin/python -m example_project.demo --store "$(STORE)"
+
+test: .venv/.dev servers ## run the tests against real servers; ARGS="-k words" to choose
+	@exec .venv/bin/pytest $(ARGS)
+
+lint: .venv/.dev ## check style and format
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+
+types: .venv/.dev ## check types
+	@exec .venv/bin/mypy
+
+matrix: $(CELERIES:%=matrix-%) ## run the scheduler's tests on each Celery that is supported
+
+$(CELERIES:%=matrix-%): matrix-%: .venv-celery-%/.dev servers
+	@echo "Celery $*"
+	@exec .venv-celery-$*/bin/pytest tests/scheduler $(ARGS)
+
+servers: ## get the servers that the tests need: Redis, etcd, RabbitMQ, Consul
+	@.ci/servers.sh
+
+clean: ## remove what these commands have made
+	rm -rf .venv .venv-celery-* .servers .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp of an environment: what is installed is what pyproject.toml asks for.
+.venv/.all .venv/.dev: .venv/.%: pyproject.toml
+	@.ci/venv.sh .venv $*
+	@touch $@
+
+$(CELERIES:%=.venv-celery-%/.dev): .venv-celery-%/.dev: pyproject.toml
+	@.ci/venv.sh .venv-celery-$* dev "celery==$*.*"
+	@touch $@

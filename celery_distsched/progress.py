@@ -1,0 +1,19 @@
+"""What the scheduler loop tells the heartbeat of itself: a node that cannot do its job must not look alive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Progress:
+    """Each field is one attribute, written by one thread and read by the other: no lock is needed."""
+
+    #: `Clock.elapsed` at the loop's last sign of life.
+    at: float = 0.0
+    #: Whole ticks so far.
+    ticks: int = 0
+    #: Whether the records of this node's share are loaded.
+    ready: bool = False
+    #: Whether the broker takes messages, or at least has not refused them for a TTL.
+    able: bool = True
