@@ -1,0 +1,234 @@
+"""Consul: nodes and ledger in its key/value store, written by transactions of at most 64 operations.
+
+Keyspace, every part percent-encoded, so that no name can reach into another's prefix:
+
+=================================================  ==================================  ==============================
+``<namespace>/distsched/nodes/<membership>``       JSON: the membership and its info   never; a node removes the dead
+``<namespace>/distsched/ledger/<key>``             the record                          never
+=================================================  ==================================  ==============================
+
+The pulse of a member is its key's ModifyIndex. Consul keeps that index where a write changes nothing, so each renewal
+also puts another random number into the key's Flags. There are no sessions: Consul takes at least 10 s, and then twice
+what it was told, to delete the key of a dead one.
+
+A part that is longer than 200 bytes keeps its head and ends in ``!`` and the SHA-256 of the whole: no key is longer
+than 512 bytes. Percent-encoding leaves no ``!``, so a shortened part is equal to no other one, shortened or not.
+
+Consul compares indexes, not texts. The driver therefore remembers at which ModifyIndex it saw which record, and reads
+what it does not remember before it writes. A transaction is all or nothing and its refusal names every operation that
+failed: these are read again, the rest is sent again. So a call writes once, in its last transaction, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from celery.utils.serialization import strtobool
+
+from celery_distsched.drivers.base import Answer, Driver, Member, Swap
+from celery_distsched.drivers.consul_client import Agents, Operation, Reply, Row, operation
+from celery_distsched.drivers.url import StoreUrl
+from celery_distsched.errors import LeaseLost, StoreUnavailable
+
+_LONGEST_PART = 200
+#: Records whose ModifyIndex is remembered; one that is forgotten is read before its next swap.
+_REMEMBERED = 200_000
+_ABSENT = Row(0, None)
+
+
+def _token(text: str) -> str:
+    token = text.strip()
+    if not token.isascii() or not token.isprintable():
+        raise ValueError("it holds characters that no Consul token has")
+    return token
+
+
+class ConsulDriver(Driver):
+    """Nodes and ledger in one Consul datacenter, by py-consul or python-consul.
+
+    Every method is one transaction or a few, all of them together within ``timeout_s``.
+    """
+
+    extra: ClassVar[str | None] = "consul"
+    #: Of the 64 operations that Consul takes, one is the fence.
+    max_batch: ClassVar[int] = 63
+    options: ClassVar[Mapping[str, Any]] = {
+        "token": _token,
+        "dc": str,
+        "ca": str,
+        "cert": str,
+        "key": str,
+        "verify": strtobool,
+    }
+
+    def __init__(
+        self, url: StoreUrl, *, namespace: str, ttl_s: float, timeout_s: float, options: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(url, namespace=namespace, ttl_s=ttl_s, timeout_s=timeout_s, options=options)
+        prefix = f"{_part(namespace)}/distsched/"
+        self._nodes, self._ledger = f"{prefix}nodes/", f"{prefix}ledger/"
+        self._agents = Agents(url, self.settings, prefix=prefix, timeout_s=timeout_s)
+        self._renewed_at: dict[str, int] = {}
+        self._seen = _Seen(_REMEMBERED)
+
+    # Membership
+
+    def join(self, membership: str, info: str) -> None:
+        place = self._node(membership)
+        joined = self._agents.transact([_beat("set", place, membership, info)], self._agents.deadline())
+        self._renewed_at[place] = joined.rows[place].modified
+
+    def renew(self, membership: str, info: str) -> None:
+        """Write only over the last renewal: a membership that was removed has no index to write over."""
+        place, deadline = self._node(membership), self._agents.deadline()
+        index = self._renewed_at.get(place)
+        while True:
+            if index is None:
+                index = self._index_of(membership, deadline)
+            renewed = self._agents.transact([_beat("cas", place, membership, info, index)], deadline)
+            if not renewed.refused:
+                self._renewed_at[place] = renewed.rows[place].modified
+                return
+            # Removed; or a renewal whose answer was lost had arrived, and only its index is news.
+            index = None
+
+    def _index_of(self, membership: str, deadline: float) -> int:
+        place = self._node(membership)
+        found = self._agents.transact([operation("get", place)], deadline, reading=True)
+        if found.refused:
+            self._renewed_at.pop(place, None)
+            raise LeaseLost(f"Consul has no membership {membership!r}: it was removed")
+        return found.rows[place].modified
+
+    def members(self) -> dict[str, Member]:
+        # A token that may not read these keys is shown an empty tree, which would mean that every node is gone. The
+        # check needs a right to the same prefix and is refused without; no node is called "!".
+        asked = [operation("get-tree", self._nodes), operation("check-not-exists", f"{self._nodes}!")]
+        rows = self._agents.transact(asked, self._agents.deadline(), reading=True).rows
+        return dict(_member(place, row) for place, row in rows.items())
+
+    def remove(self, membership: str) -> None:
+        place = self._node(membership)
+        self._agents.transact([operation("delete", place)], self._agents.deadline())
+        self._renewed_at.pop(place, None)
+
+    # Ledger
+
+    def read(self, keys: Sequence[str]) -> list[str | None]:
+        rows = self._records(list(dict.fromkeys(keys)), self._agents.deadline(), fence=None)
+        return [rows[key].value for key in keys]
+
+    def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
+        deadline = self._agents.deadline()
+        pending = {swap.key: swap for swap in swaps}
+        indexes = {swap.key: self._seen.index(swap.key, swap.expected) for swap in swaps}
+        answers: dict[str, Answer] = {}
+        # Each round settles a swap or finds that a record moved and came back; the deadline ends what would go on.
+        while pending:
+            if unknown := [key for key in pending if indexes[key] is None]:
+                for key, row in self._records(unknown, deadline, fence).items():
+                    if row.value == pending[key].expected:
+                        indexes[key] = row.modified
+                    else:
+                        answers[key] = Answer(False, row.value)
+                        del pending[key]
+                continue
+            writes = [operation("cas", self._record(key), pending[key].new, index=indexes[key] or 0) for key in pending]
+            rows, refused = self._fenced(writes, deadline, fence)
+            if not refused:
+                for key, swap in pending.items():
+                    self._seen.remember(key, Row(rows[self._record(key)].modified, swap.new))
+                    answers[key] = Answer(True, swap.new)
+                break
+            for at, key in enumerate(pending):
+                if at in refused:
+                    indexes[key] = None
+        return [answers[swap.key] for swap in swaps]
+
+    def close(self) -> None:
+        self._agents.close()
+
+    # Transactions
+
+    def _records(self, keys: Sequence[str], deadline: float, fence: str | None) -> dict[str, Row]:
+        """Read and remember; a transaction that asks for an absent key answers only which are absent."""
+        found, wanted = dict.fromkeys(keys, _ABSENT), list(keys)
+        while wanted:
+            asked = [operation("get", self._record(key)) for key in wanted]
+            rows, absent = self._fenced(asked, deadline, fence, reading=True)
+            if not absent:
+                for key in wanted:
+                    found[key] = rows[self._record(key)]
+                    self._seen.remember(key, found[key])
+                break
+            wanted = [key for at, key in enumerate(wanted) if at not in absent]
+        return found
+
+    def _fenced(
+        self, operations: list[Operation], deadline: float, fence: str | None, *, reading: bool = False
+    ) -> Reply:
+        if fence is None:
+            return self._agents.transact(operations, deadline, reading=reading)
+        guard = operation("get", self._node(fence))
+        rows, refused = self._agents.transact([guard, *operations], deadline, reading=reading)
+        if 0 in refused:
+            raise LeaseLost(f"Consul has no membership {fence!r}: nothing was written")
+        return Reply(rows, frozenset(at - 1 for at in refused))
+
+    def _node(self, membership: str) -> str:
+        return self._nodes + _part(membership)
+
+    def _record(self, key: str) -> str:
+        return self._ledger + _part(key)
+
+
+class _Seen:
+    """The newest record that was seen under each key, and its ModifyIndex; the oldest are forgotten. For any thread."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._rows: dict[str, Row] = {}
+        self._lock = threading.Lock()
+
+    def index(self, key: str, expected: str | None) -> int | None:
+        """Return the ModifyIndex at which the record was `expected`; None if that is not known."""
+        if expected is None:
+            return 0
+        row = self._rows.get(key, _ABSENT)
+        return row.modified if row.value == expected else None
+
+    def remember(self, key: str, row: Row) -> None:
+        with self._lock:
+            self._rows.pop(key, None)
+            self._rows[key] = row
+            if len(self._rows) > self._limit:
+                del self._rows[next(iter(self._rows))]
+
+
+def _part(text: str) -> str:
+    escaped = quote(text, safe="")
+    if len(escaped) <= _LONGEST_PART:
+        return escaped
+    digest = sha256(text.encode()).hexdigest()
+    return f"{escaped[: _LONGEST_PART - 1 - len(digest)]}!{digest}"
+
+
+def _beat(verb: str, place: str, membership: str, info: str, index: int = 0) -> Operation:
+    value = json.dumps({"membership": membership, "info": info})
+    return operation(verb, place, value, index=index, flags=secrets.randbits(64))
+
+
+def _member(place: str, row: Row) -> tuple[str, Member]:
+    try:
+        shown = json.loads(row.value or "")
+        return str(shown["membership"]), Member(str(row.modified), str(shown["info"]))
+    except (ValueError, KeyError, TypeError) as exc:
+        raise StoreUnavailable(
+            f"Consul's key {place!r} is not a membership: somebody else wrote it; delete it"
+        ) from exc
