@@ -1,0 +1,110 @@
+"""What the two Redis drivers share: scripts, keys and the ledger."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from redis.exceptions import NoScriptError
+
+from celery_distsched.drivers.base import Answer, Driver, Swap
+from celery_distsched.drivers.redis_client import OPTIONS, new_client, translated
+from celery_distsched.drivers.url import StoreUrl
+from celery_distsched.errors import LeaseLost
+
+# A membership is kept for this many TTLs after its last renewal. Observers judge who is dead and remove it; Redis only
+# sweeps up what nobody is left to remove, and a step of its clock must not sweep up the living.
+_KEPT_TTLS = 10
+
+
+class Script:
+    """Lua for one atomic step inside the server: called by its hash, sent in full where the server does not know it."""
+
+    def __init__(self, *files: str) -> None:
+        folder = resources.files("celery_distsched.drivers") / "lua"
+        self._source = "\n".join((folder / file).read_text(encoding="utf-8") for file in files)
+        # What Redis calls a script by; nothing is signed with it.
+        self._hash = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
+
+    def run(self, client: Any, keys: Sequence[str], *arguments: str | int) -> Any:
+        """Return the script's answer; safe after a restart or SCRIPT FLUSH."""
+        try:
+            return client.evalsha(self._hash, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return client.eval(self._source, len(keys), *keys, *arguments)
+
+
+class RedisDriver(Driver):
+    """A connection and the ledger; subclasses add the membership.
+
+    Keyspace: every key begins with ``distsched:{<namespace, percent-encoded>}:``, and what is in the braces is the
+    hash tag of Redis Cluster, so that one script may reach all of them. ``…ledger`` → hash of entry → record; stays.
+    """
+
+    extra = "redis"
+    options = OPTIONS
+
+    #: The swap, with this driver's way to tell whether the fence is there.
+    swap_script: ClassVar[Script]
+
+    def __init__(
+        self, url: StoreUrl, *, namespace: str, ttl_s: float, timeout_s: float, options: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(url, namespace=namespace, ttl_s=ttl_s, timeout_s=timeout_s, options=options)
+        self._kept_ms = math.ceil(_KEPT_TTLS * ttl_s * 1000)
+        # Percent-encoded, a namespace can neither close the brace nor be a pattern.
+        self._prefix = f"distsched:{{{quote(namespace, safe='')}}}:"
+        self._ledger = f"{self._prefix}ledger"
+        secrets = (url.password, self.settings.get("password"), self.settings.get("ssl_password"))
+        self._secrets = [secret for secret in secrets if secret]
+        self._client: Any = new_client(url, self.settings, timeout_s)
+
+    @abstractmethod
+    def _fence_key(self, membership: str) -> str:
+        """Return the key that the swap's fence looks at."""
+
+    def read(self, keys: Sequence[str]) -> list[str | None]:
+        if not keys:
+            return []
+        with self._connected() as client:
+            records: list[str | None] = client.hmget(self._ledger, list(keys))
+        return records
+
+    def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
+        if not swaps:
+            return []
+        arguments = [fence or ""]
+        for key, expected, new in swaps:
+            arguments += (key, "" if expected is None else f"={expected}", new)
+        with self._connected() as client:
+            lost = self.swap_script.run(client, [self._ledger, self._fence_key(fence or "")], *arguments)
+        if lost is None:
+            raise LeaseLost(f"{fence} is not a member any more")
+        answers = [Answer(True, swap.new) for swap in swaps]
+        for number, record in zip(lost[::2], lost[1::2], strict=True):
+            answers[number] = Answer(False, record)
+        return answers
+
+    def close(self) -> None:
+        # A new client instead of none: no other thread ever meets a client that is gone. A connection that one is using
+        # now is closed with the last reference to it.
+        client, self._client = self._client, new_client(self.url, self.settings, self.timeout_s)
+        client.connection_pool.disconnect(inuse_connections=False)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        with translated(self.url, self._prefix, self._secrets):
+            yield self._client
+
+
+def microseconds(time: Sequence[str] | None, membership: str) -> int:
+    """Return the TIME that a script answered in µs since the epoch; raises `LeaseLost` where it answered nil."""
+    if time is None:
+        raise LeaseLost(f"{membership} is not a member any more")
+    return int(time[0]) * 1_000_000 + int(time[1])

@@ -1,0 +1,53 @@
+"""An expiring key for each node."""
+
+from __future__ import annotations
+
+from celery_distsched.drivers.base import Member
+from celery_distsched.drivers.redis_ledger import RedisDriver, Script, microseconds
+
+_SHOW = Script("scan_show.lua")
+_MEMBERS = Script("scan_members.lua")
+
+
+class RedisScanDriver(RedisDriver):
+    """``redis+scan://user:password@host:port/db``; ``rediss+scan://`` with TLS.
+
+    Keyspace, after ``distsched:{<namespace, percent-encoded>}:``
+
+    - ``node:<membership>`` → text ``<pulse> <info>``; expires 10 TTLs after the last renewal.
+    - ``nodes`` → set of memberships, the index of these keys; expires with the last of them. It stands in for SCAN,
+      which walks through all the keys of the database, whoever they belong to.
+    - ``ledger`` → hash of entry → record; stays.
+    """
+
+    swap_script = Script("scan_is_member.lua", "swap.lua")
+
+    @property
+    def _index(self) -> str:
+        return f"{self._prefix}nodes"
+
+    def _fence_key(self, membership: str) -> str:
+        return f"{self._prefix}node:{membership}"
+
+    def join(self, membership: str, info: str) -> int:
+        return self._show(membership, info, "join")
+
+    def renew(self, membership: str, info: str) -> int:
+        return self._show(membership, info, "renew")
+
+    def _show(self, membership: str, info: str, how: str) -> int:
+        keys = [self._index, self._fence_key(membership)]
+        with self._connected() as client:
+            time = _SHOW.run(client, keys, membership, info, self._kept_ms, how)
+        return microseconds(time, membership)
+
+    def members(self) -> dict[str, Member]:
+        with self._connected() as client:
+            shown = _MEMBERS.run(client, [self._index], self._fence_key(""))
+        return {
+            membership: Member(*held.split(" ", 1)) for membership, held in zip(shown[::2], shown[1::2], strict=True)
+        }
+
+    def remove(self, membership: str) -> None:
+        with self._connected() as client, client.pipeline(transaction=True) as step:
+            step.delete(self._fence_key(membership)).srem(self._index, membership).execute()

@@ -1,0 +1,55 @@
+"""The nodes in one sorted set."""
+
+from __future__ import annotations
+
+from celery_distsched.drivers.base import Member
+from celery_distsched.drivers.redis_ledger import RedisDriver, Script, microseconds
+
+_SHOW = Script("zset_show.lua")
+
+
+class RedisZsetDriver(RedisDriver):
+    """``redis://`` or ``redis+zset://user:password@host:port/db``; ``rediss…`` with TLS.
+
+    Keyspace, after ``distsched:{<namespace, percent-encoded>}:``
+
+    - ``nodes`` → sorted set of memberships, scored by the ms of the server's clock until which they are kept: 10 TTLs
+      after the last renewal. Past that they go with the next `join` or `renew` of anybody, or all with the key.
+    - ``infos`` → hash of membership → info; goes as ``nodes`` does.
+    - ``ledger`` → hash of entry → record; stays.
+
+    The pulse is the score: each renewal raises it.
+    """
+
+    swap_script = Script("zset_is_member.lua", "swap.lua")
+
+    @property
+    def _nodes(self) -> str:
+        return f"{self._prefix}nodes"
+
+    @property
+    def _infos(self) -> str:
+        return f"{self._prefix}infos"
+
+    def _fence_key(self, membership: str) -> str:
+        return self._nodes
+
+    def join(self, membership: str, info: str) -> int:
+        return self._show(membership, info, "join")
+
+    def renew(self, membership: str, info: str) -> int:
+        return self._show(membership, info, "renew")
+
+    def _show(self, membership: str, info: str, how: str) -> int:
+        with self._connected() as client:
+            time = _SHOW.run(client, [self._nodes, self._infos], membership, info, self._kept_ms, how)
+        return microseconds(time, membership)
+
+    def members(self) -> dict[str, Member]:
+        with self._connected() as client, client.pipeline(transaction=True) as step:
+            scores, infos = step.zrange(self._nodes, 0, -1, withscores=True).hgetall(self._infos).execute()
+        return {membership: Member(f"{score:.0f}", infos.get(membership, "")) for membership, score in scores}
+
+    def remove(self, membership: str) -> None:
+        with self._connected() as client, client.pipeline(transaction=True) as step:
+            step.zrem(self._nodes, membership).hdel(self._infos, membership).execute()
