@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from celery_distsched.broker import Outcome
-from celery_distsched.catch_up import due, jitter
 from celery_distsched.clock import Clock, iso, microseconds
 from celery_distsched.drivers.base import Driver
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.holding import Move, Phase
-from celery_distsched.instants import ask
+from celery_distsched.instants import ask, due, jitter
 from celery_distsched.interrupts import Interrupts
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool, View

@@ -14,11 +14,8 @@ from celery.beat import BeatLazyFunc, ScheduleEntry
 from celery.schedules import crontab
 from kombu.serialization import dumps
 
-from celery_distsched.catch_up import CatchUp
-from celery_distsched.cron import cron
 from celery_distsched.errors import ConfigError
-from celery_distsched.instants import rule_for
-from celery_distsched.rule import Rule
+from celery_distsched.instants import CatchUp, Rule, cron, rule_for
 from celery_distsched.settings import CATCH_UPS, Settings, not_negative, one_of, seconds, truth
 
 logger = logging.getLogger(__name__)
