@@ -51,6 +51,7 @@ class Dispatch:
         *,
         send: Callable[[PlannedEntry, int, int], Outcome],
         probe: Callable[[], bool],
+        interrupts: Interrupts | None = None,
     ) -> None:
         self.closed = False
         self.ledger = Ledger(driver, pool, progress, clock, settings, anchor=self._first_record, learnt=self._schedule)
@@ -58,7 +59,7 @@ class Dispatch:
         self._outbox = Outbox(
             self.ledger, progress, clock, settings, send=self._send_named, probe=probe, may_send=self._may_go_on
         )
-        self._interrupts = Interrupts()
+        self._interrupts = interrupts or Interrupts()
         self._slice = min(_SLICE, driver.max_batch)
         self._pool = pool
         self._progress = progress

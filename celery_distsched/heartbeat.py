@@ -76,26 +76,28 @@ class Heartbeat:
 
     def _run(self) -> None:
         try:
-            while self._farewell is None:
-                delay = self._poll_s
-                try:
-                    self._beat()
-                except LeaseLost:
-                    self._lost()
-                    delay = 0.0
-                except StoreUnavailable as exc:
-                    self._unavailable(exc)
-                except ConfigError as exc:
-                    self.refusal = exc
-                    return
-                except Exception:
-                    logger.exception("the heartbeat failed; trying again in %.2g s", delay)
-                self._wake.wait(min(delay, max(0.0, self.pool.next_death() - self._clock.elapsed())))
+            while self._farewell is None and self.refusal is None:
+                self._wake.wait(self.step())
                 self._wake.clear()
             self._leave()
         finally:
             self.driver.close()
             self._stopped.set()
+
+    def step(self) -> float:
+        """Do what is due now; returns the seconds until the next step. Never raises."""
+        try:
+            self._beat()
+        except LeaseLost:
+            self._lost()
+            return 0.0
+        except StoreUnavailable as exc:
+            self._unavailable(exc)
+        except ConfigError as exc:
+            self.refusal = exc
+        except Exception:
+            logger.exception("the heartbeat failed; trying again in %.2g s", self._poll_s)
+        return min(self._poll_s, max(0.0, self.pool.next_death() - self._clock.elapsed()))
 
     def _beat(self) -> None:
         me = self.pool.view.me

@@ -190,7 +190,8 @@ class Ledger:
             self._progress.at = self._clock.elapsed()
             for (name, move), answer in zip(batch.items(), answers, strict=True):
                 holdings[name].unanswered = None
-                if answer.won:
+                # What I wrote and was not told of stands in its own way.
+                if answer.won or answer.record == move.new.text():
                     self._won(name, holdings[name], move)
                 if answer.record is None:
                     self.unread.add(name)
@@ -242,7 +243,8 @@ class Ledger:
         if mark in view.alive:
             self._absent_since.pop(mark, None)
             return False
-        if mark in view.dead:
+        # Under another membership the node lives: it gets the time to confirm what it sent under this one.
+        if mark in view.dead and node_of(mark) not in view.node_ids:
             return True
         since = max(self._absent_since.setdefault(mark, view.polled_at), view.watching_since)
         return view.polled_at - since >= self._settings.node_ttl

@@ -11,6 +11,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.drivers.base import Member
@@ -71,6 +72,11 @@ class View:
     watching_since: float = float("inf")
     #: Cluster time is `Clock.elapsed` plus this, in microseconds.
     offset_us: int | None = None
+
+    @cached_property
+    def node_ids(self) -> frozenset[str]:
+        """Ids of the live nodes, whatever their memberships."""
+        return frozenset(map(node_of, self.alive))
 
 
 class NodePool:
