@@ -45,14 +45,16 @@ class Broker:
         if self._connection is not None:
             self._notice_closed()
             return
+        hosts = len(self._app.connection_for_write().alt) or 1
         connection = self._app.connection_for_write(
-            connect_timeout=self._timeout_s,
+            connect_timeout=self._timeout_s / hosts,
             # Nobody would send AMQP heartbeats between two runs, and the broker would close the connection for it.
             heartbeat=0,
             transport_options=self._transport_options(),
         )
         try:
-            connection.connect()
+            # Each host once, with no wait in between: this thread has a schedule to keep.
+            connection.ensure_connection(max_retries=hosts - 1, interval_start=0, reraise_as_library_errors=False)
             # The Redis transports connect at the first use of a channel.
             connection.default_channel  # noqa: B018
         except BaseException:
