@@ -126,6 +126,9 @@ class Broker:
     def outcome_of(self, error: BaseException) -> Outcome:
         """Say what an error out of ``apply_async`` means for the message."""
         chain = list(_chain(error))
+        # A signal's exit that was overtaken by another error on its way up.
+        if _any(chain, (SystemExit, KeyboardInterrupt)):
+            return Outcome.UNKNOWN
         # Only connecting fails with these, so nothing was written.
         if _any(chain, (ConnectionRefusedError, socket.gaierror)):
             return Outcome.REFUSED

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, iso, microseconds
-from celery_distsched.drivers.base import Driver
+from celery_distsched.drivers.base import Driver, Elsewhere
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.holding import Move, Phase
@@ -23,6 +23,7 @@ from celery_distsched.outbox import Outbox
 from celery_distsched.progress import Progress
 from celery_distsched.record import MAX_OPEN, Record
 from celery_distsched.ring import HashRing, Places
+from celery_distsched.same_redis import SameRedis
 from celery_distsched.settings import Settings
 from celery_distsched.timetable import Timetable
 
@@ -51,6 +52,7 @@ class Dispatch:
         *,
         send: Callable[[PlannedEntry, int, int], Outcome],
         probe: Callable[[], bool],
+        same_redis: SameRedis | None = None,
         interrupts: Interrupts | None = None,
     ) -> None:
         self.closed = False
@@ -60,6 +62,7 @@ class Dispatch:
             self.ledger, progress, clock, settings, send=self._send_named, probe=probe, may_send=self._may_go_on
         )
         self._interrupts = interrupts or Interrupts()
+        self._same_redis = same_redis
         self._slice = min(_SLICE, driver.max_batch)
         self._pool = pool
         self._progress = progress
@@ -143,15 +146,41 @@ class Dispatch:
             if not names:
                 return
             claims = {name: move for name in names if (move := self._claim_or_report(name)) is not None}
-            # Confirms of the slice before ride on the claims of this one.
-            riding = self.ledger.confirms(self._slice - len(claims))
             try:
+                self._enqueue(claims)
+                # Confirms of the slice before ride on the claims of this one.
+                riding = self.ledger.confirms(self._slice - len(claims))
                 self.ledger.swap({**riding, **claims})
             finally:
                 for name in names:
                     if name not in self._timetable:
                         self._schedule(name)
             self._outbox.send(claims, self._confirm)
+
+    def _enqueue(self, claims: dict[str, Move]) -> None:
+        """Claim and push in one step those for which that can be done, and take them out."""
+        if self._same_redis is None or not claims or not self._same_redis.ready(self._clock.elapsed()):
+            return
+        batch = {}
+        for name, move in claims.items():
+            if move.claimed and not move.taken and not move.dropped:
+                messages = self._same_redis.messages(self._entries[name], move.claimed)
+                if messages:
+                    batch[name] = (move.enqueued(), messages)
+        if not batch:
+            return
+        for name in batch:
+            del claims[name]
+        try:
+            refused = self.ledger.enqueue(batch, self._same_redis.claim_and_push)
+        except Elsewhere:
+            self._same_redis.elsewhere()
+            return
+        for name, (move, _) in batch.items():
+            if name in refused:
+                self._same_redis.refused(self._entries[name], refused[name])
+            elif (holding := self.ledger.holdings.get(name)) is not None and holding.record is move.new:
+                self._same_redis.note(self._entries[name], move.claimed)
 
     def _claim_or_report(self, name: str) -> Move | None:
         try:
@@ -200,6 +229,9 @@ class Dispatch:
 
     def _confirm(self) -> None:
         """Record what was sent."""
+        if self.closed:
+            # The farewell has confirmed and handed back what there was; what a cut-off send says now is not news.
+            return
         self._outbox.unconfirmed_since = None
         self.ledger.swap(self.ledger.confirms())
 

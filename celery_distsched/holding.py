@@ -40,8 +40,14 @@ class Move:
     taken: dict[int, str] = field(default_factory=dict)
     #: Marks of dead nodes that are dropped, their runs possibly lost.
     dropped: dict[int, str] = field(default_factory=dict)
+    #: Instants that become mine.
+    claimed: tuple[int, ...] = ()
     #: Instants passed over by the catch-up policy.
     skipped: int = 0
+
+    def enqueued(self) -> Move:
+        """The same without marks of its claims: for a store that pushes their messages in the same step."""
+        return replace(self, new=self.new.without(self.claimed))
 
 
 @dataclass
@@ -114,7 +120,8 @@ class Holding:
             return None
         if not taken and not dropped and not claim and new.last == before.last:
             return Move(before.text(), new, fenced=False)
-        return Move(before.text(), new, fenced=True, taken=taken, dropped=dropped, skipped=skipped)
+        claimed = tuple(claim)
+        return Move(before.text(), new, fenced=True, taken=taken, dropped=dropped, claimed=claimed, skipped=skipped)
 
     def hand_back(self, me: str, *, at_most_once: bool = False) -> Move | None:
         """Close what was sent and free the rest, to leave; None if I hold nothing."""

@@ -64,13 +64,3 @@ class Interrupts:
             self.pending = False
             for signum in waiting:
                 signal.raise_signal(signum)
-
-
-def exit_on_sigterm() -> None:
-    """Turn SIGTERM into `SystemExit` where nobody handles it: a worker's own beat would die without its farewell."""
-
-    def leave(signum: int, frame: Any) -> None:
-        raise SystemExit(0)
-
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, leave)

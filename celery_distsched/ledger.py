@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from celery_distsched.clock import Clock, iso
-from celery_distsched.drivers.base import Driver, Swap
+from celery_distsched.drivers.base import Answer, Claim, Driver, Push, PushRefused, Swap
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.holding import Holding, Move
 from celery_distsched.node_pool import NodePool
@@ -20,6 +20,8 @@ from celery_distsched.record import HANDED_BACK, Record, node_of
 from celery_distsched.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+ClaimAndPush = Callable[[Sequence[Claim], str], Sequence[Answer | PushRefused]]
 
 #: Seconds between two attempts at a swap that was not answered.
 _REPEAT_S = 0.1
@@ -125,13 +127,16 @@ class Ledger:
             self.read(self._watched)
 
     def _learn(self, name: str, text: str) -> None:
-        holding = self.holdings.setdefault(name, Holding())
-        self.unread.discard(name)
         try:
             record = Record.parse(text)
         except ValueError as exc:
             self._refuse(name, exc)
-            return
+        else:
+            self._know(name, record)
+
+    def _know(self, name: str, record: Record) -> None:
+        holding = self.holdings.setdefault(name, Holding())
+        self.unread.discard(name)
         for instant in holding.learn(record, self.me):
             logger.warning("entry %r, instant %s: taken over by %s", name, iso(instant), record.open[instant])
         if holding.idle:
@@ -197,6 +202,41 @@ class Ledger:
                     self.unread.add(name)
                 else:
                     self._learn(name, answer.record)
+
+    def enqueue(self, batch: Mapping[str, tuple[Move, Sequence[Push]]], claim_and_push: ClaimAndPush) -> dict[str, str]:
+        """Claim and push in one step of the store.
+
+        Returns:
+            The entries whose messages the server would not take, and what it said.
+
+        Raises:
+            StoreUnavailable: Unknown. The records are read before anything else is done: one that has come to the
+                claimed instant has its messages in the queue.
+            LeaseLost: Nothing was done.
+        """
+        claims = [
+            Claim(name, move.expected, move.new.text(), pushes[0].key, tuple(push.text for push in pushes))
+            for name, (move, pushes) in batch.items()
+        ]
+        try:
+            answers = claim_and_push(claims, self.me)
+        except (StoreUnavailable, LeaseLost):
+            self.unread.update(batch)
+            raise
+        self._progress.at = self._clock.elapsed()
+        refused = {}
+        for (name, (move, pushes)), answer in zip(batch.items(), answers, strict=True):
+            if isinstance(answer, PushRefused):
+                refused[name] = answer.error
+            elif answer.won:
+                self.counts["accepted"] += len(pushes)
+                self._won(name, self.holdings[name], move)
+                self._know(name, move.new)
+            elif answer.record is None:
+                self.unread.add(name)
+            else:
+                self._learn(name, answer.record)
+        return refused
 
     def repeat(self) -> None:
         """Repeat, unchanged, what was not answered."""

@@ -21,10 +21,10 @@ from celery_distsched.drivers import open_driver
 from celery_distsched.entries import PlannedEntry, make_entry, plan
 from celery_distsched.errors import ConfigError
 from celery_distsched.heartbeat import Heartbeat
-from celery_distsched.interrupts import exit_on_sigterm
 from celery_distsched.message import message_entry
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
+from celery_distsched.same_redis import SameRedis
 from celery_distsched.schedule import NoticedSchedule
 from celery_distsched.settings import Settings, broker_identity
 
@@ -43,6 +43,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         self._node: _Node | None = None
         self._closed = False
         self._outcome: Outcome | None = None
+        self._sending = False
         super().__init__(app, *args, lazy=lazy, **kwargs)
         self.broker = Broker(app, self.Producer, self.settings.node_ttl / 2)
         if not lazy:
@@ -126,7 +127,8 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Do all that is due; returns the seconds until the next call."""
         if self._closed:
-            return 0.2
+            # Whoever closed it from within a send may not have got through to the service with its own SystemExit.
+            raise SystemExit(0)
         node = self._node
         if node is None or node.pid != os.getpid():
             node = self._node = self._become_node()
@@ -176,12 +178,14 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             logger.error("entry %r: %s: %s", planned.name, _MEANING[Outcome.REFUSED], exc)  # noqa: TRY400
             return Outcome.REFUSED
         entry = message_entry(planned.entry, instant, attempt, namespace=self.settings.namespace, node=self.node_id)
-        self._outcome = None
+        self._outcome, self._sending = None, True
         try:
             self.apply_entry(entry, producer=producer)
         except Exception:
             logger.exception("entry %r: sending it failed; this run is given up", planned.name)
             return Outcome.FAILED
+        finally:
+            self._sending = False
         # Somebody's patch may have chosen not to send at all: that is their answer, and it stands.
         outcome = self._outcome or Outcome.ACCEPTED
         if outcome in (Outcome.UNKNOWN, Outcome.REFUSED):
@@ -228,7 +232,9 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
                         node.pool.node_id,
                         self.settings.node_ttl,
                     )
-            self.broker.close()
+            # On the stack of a send, the connection is in the middle of something, and ends with the process.
+            if not self._sending:
+                self.broker.close()
         super().close()
 
     def _on_beat_init(self, sender: Any, **kwargs: Any) -> None:
@@ -237,7 +243,6 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         # Several beats on one host would all answer `inspect ping` by the same name, and so as one.
         if getattr(sender, "hostname", "") is None:
             sender.hostname = f"celerybeat-{os.getpid()}@{gethostname()}"
-        exit_on_sigterm()
 
 
 class _Node:
@@ -250,7 +255,14 @@ class _Node:
         progress.at = clock.elapsed()
         self.pool = NodePool(f"{host}-{self.pid}-{secrets.token_hex(4)}", settings.node_ttl, clock)
         self.dispatch = Dispatch(
-            scheduler.driver, self.pool, progress, clock, settings, send=scheduler._send, probe=scheduler._probe
+            scheduler.driver,
+            self.pool,
+            progress,
+            clock,
+            settings,
+            send=scheduler._send,
+            probe=scheduler._probe,
+            same_redis=SameRedis(scheduler, self.pool.node_id),
         )
         cluster = f"app {scheduler.app.main!r} on {broker_identity(scheduler.app)}"
         self.heartbeat = Heartbeat(scheduler.driver, self.pool, clock, progress, host=host, cluster=cluster)

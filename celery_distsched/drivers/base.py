@@ -35,6 +35,33 @@ class Answer(NamedTuple):
     record: str | None
 
 
+class Push(NamedTuple):
+    """A message as the broker's client would push it: to this list, this text."""
+
+    key: str
+    text: str
+
+
+class Claim(NamedTuple):
+    """A swap, and the messages that are pushed if it is won."""
+
+    key: str
+    expected: str | None
+    new: str
+    list_key: str
+    messages: tuple[str, ...]
+
+
+class PushRefused(NamedTuple):
+    """The server would not push: nothing of this claim was done."""
+
+    error: str
+
+
+class Elsewhere(Exception):
+    """The broker is not this server: nothing was done."""
+
+
 class Driver(ABC):
     """The membership of nodes in one store, and the ledger of what has run.
 

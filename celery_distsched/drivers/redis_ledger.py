@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from redis.exceptions import NoScriptError
 
-from celery_distsched.drivers.base import Answer, Driver, Swap
+from celery_distsched.drivers.base import Answer, Claim, Driver, Elsewhere, PushRefused, Swap
 from celery_distsched.drivers.redis_client import OPTIONS, new_client, translated
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import LeaseLost
@@ -52,6 +52,8 @@ class RedisDriver(Driver):
 
     #: The swap, with this driver's way to tell whether the fence is there.
     swap_script: ClassVar[Script]
+    #: The same for claiming and pushing in one step.
+    push_script: ClassVar[Script]
 
     def __init__(
         self, url: StoreUrl, *, namespace: str, ttl_s: float, timeout_s: float, options: Mapping[str, Any] | None = None
@@ -89,6 +91,38 @@ class RedisDriver(Driver):
         answers = [Answer(True, swap.new) for swap in swaps]
         for number, record in zip(lost[::2], lost[1::2], strict=True):
             answers[number] = Answer(False, record)
+        return answers
+
+    def server(self) -> tuple[str, int]:
+        """Return which server this is, by its run_id, and which of its databases."""
+        with self._connected() as client:
+            return client.info("server")["run_id"], client.connection_pool.connection_kwargs["db"]
+
+    def claim_and_push(self, claims: Sequence[Claim], fence: str, run_id: str) -> list[Answer | PushRefused]:
+        """Swap and push in one step for each claim, if the broker's server, `run_id`, is this one.
+
+        Raises:
+            Elsewhere: It is another; nothing was done.
+            LeaseLost: The fence is not there; nothing was done.
+            StoreUnavailable: What was done is unknown: a record that has come to `new` has its messages in the queue.
+        """
+        lists = sorted({claim.list_key for claim in claims})
+        # Behind the ledger and the fence.
+        number = {key: at for at, key in enumerate(lists, start=3)}
+        arguments: list[str | int] = [fence, run_id]
+        for key, expected, new, list_key, messages in claims:
+            known = "" if expected is None else f"={expected}"
+            arguments += (key, known, new, number[list_key], len(messages), *messages)
+        with self._connected() as client:
+            keys = [self._ledger, self._fence_key(fence), *lists]
+            not_made = self.push_script.run(client, keys, *arguments)
+        if not_made is None:
+            raise LeaseLost(f"{fence} is not a member any more")
+        if not_made == "elsewhere":
+            raise Elsewhere
+        answers: list[Answer | PushRefused] = [Answer(True, claim.new) for claim in claims]
+        for at, why, what in not_made:
+            answers[at] = Answer(False, what) if why == "lost" else PushRefused(what)
         return answers
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ class RedisScanDriver(RedisDriver):
     """
 
     swap_script = Script("scan_is_member.lua", "swap.lua")
+    push_script = Script("scan_is_member.lua", "claim_and_push.lua")
 
     @property
     def _index(self) -> str:

@@ -22,6 +22,7 @@ class RedisZsetDriver(RedisDriver):
     """
 
     swap_script = Script("zset_is_member.lua", "swap.lua")
+    push_script = Script("zset_is_member.lua", "claim_and_push.lua")
 
     @property
     def _nodes(self) -> str:
