@@ -115,7 +115,7 @@ class Holding:
             elif gone is not None and gone(mark):
                 (dropped if at_most_once else taken)[at] = mark
         new = base.without(tuple(dropped)).marked((*taken, *claim), me)
-        new = replace(new, last=max([before.last, upto or 0, *claim]))
+        new = Record(max([before.last, upto or 0, *claim]), new.open, new.paused)
         if new == before:
             return None
         if not taken and not dropped and not claim and new.last == before.last:

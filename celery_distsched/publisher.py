@@ -15,10 +15,11 @@ import base64
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 from uuid import uuid4
@@ -79,6 +80,26 @@ class Kind:
     embed: str | None
     repr_length: int
 
+    def own(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, str]:
+        """What these arguments put into the template."""
+        if self.embed is None:
+            return {}
+        return self._own(args, kwargs) if args or kwargs else self._without_arguments
+
+    @cached_property
+    def _without_arguments(self) -> Mapping[str, str]:
+        return self._own((), {})
+
+    def _own(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, str]:
+        # Celery shows no arguments as a tuple, and some as the list that beat makes of them.
+        shown = list(args) or ()
+        body = f"[{_json(shown)}, {_json(kwargs)}, {self.embed}"
+        return {
+            "body": base64.b64encode(body.encode()).decode(),
+            "argsrepr": _inside(saferepr(shown, self.repr_length)),
+            "kwargsrepr": _inside(saferepr(kwargs, self.repr_length)),
+        }
+
 
 class Publisher:
     """Makes the messages of those entries that nobody hooks into."""
@@ -100,7 +121,7 @@ class Publisher:
         self._capture = capture
         self._kinds: dict[Any, Kind] = {}
         #: Entry → its kind and its own values; or why it goes the ordinary way.
-        self._ways: dict[str, tuple[PlannedEntry, Kind, dict[str, str]] | tuple[PlannedEntry, str]] = {}
+        self._ways: dict[str, tuple[PlannedEntry, Kind, Mapping[str, str]] | tuple[PlannedEntry, str]] = {}
 
     def forget(self) -> None:
         """Make all templates anew: the broker connection or the schedule is another one."""
@@ -123,6 +144,7 @@ class Publisher:
         template = kind.template
         values = {
             **own,
+            "name": _inside(planned.name),
             "task_id": task_id(self._namespace, planned.name, instant_us),
             "delivery_tag": str(uuid4()),
             "scheduled_at": iso(instant_us),
@@ -131,7 +153,7 @@ class Publisher:
             values["expires"] = self._expires(template.expires_s)
         return Push(template.key, template.text(values))
 
-    def _way(self, planned: PlannedEntry) -> tuple[PlannedEntry, Kind, dict[str, str]] | tuple[PlannedEntry, str]:
+    def _way(self, planned: PlannedEntry) -> tuple[PlannedEntry, Kind, Mapping[str, str]] | tuple[PlannedEntry, str]:
         try:
             kind, own = self._kind_of(planned)
         except OrdinaryWay as why:
@@ -143,10 +165,10 @@ class Publisher:
             logger.debug("entry %r goes the fast way, to %s", planned.name, kind.template.key)
         return self._ways[planned.name]
 
-    def _kind_of(self, planned: PlannedEntry) -> tuple[Kind, dict[str, str]]:
+    def _kind_of(self, planned: PlannedEntry) -> tuple[Kind, Mapping[str, str]]:
         entry = planned.entry
         args, kwargs = entry.args or (), entry.kwargs or {}
-        if any(isinstance(value, BeatLazyFunc) for value in (*args, *kwargs.values())):
+        if (args or kwargs) and any(isinstance(value, BeatLazyFunc) for value in (*args, *kwargs.values())):
             raise OrdinaryWay("its arguments are made at each run")
         task = self._app.tasks.get(entry.task)
         if task is not None:
@@ -158,13 +180,7 @@ class Publisher:
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = self._new_kind(planned, alone=key == planned.name)
-        own = {"name": _inside(planned.name)}
-        if kind.embed is not None:
-            own["body"] = base64.b64encode(f"[{_json(list(args))}, {_json(kwargs)}, {kind.embed}".encode()).decode()
-            # Celery shows no arguments as a tuple, and some as the list that beat makes of them.
-            own["argsrepr"] = _inside(saferepr(list(args) or (), kind.repr_length))
-            own["kwargsrepr"] = _inside(saferepr(kwargs, kind.repr_length))
-        return kind, own
+        return kind, kind.own(args, kwargs)
 
     def _kind_key(self, planned: PlannedEntry, task: Any) -> Any:
         """What entries of one kind have in common; the name, where an entry is a kind of its own."""
@@ -174,6 +190,8 @@ class Publisher:
         options = planned.entry.options
         if by_arguments or shadowed or "argsrepr" in options or "kwargsrepr" in options:
             return planned.name
+        if not options:
+            return (planned.entry.task,)
         try:
             return planned.entry.task, json.dumps(options, sort_keys=True)
         except (TypeError, ValueError):

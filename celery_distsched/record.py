@@ -41,6 +41,9 @@ class Record:
 
     def text(self) -> str:
         """Return the record as it is stored. Equal records have equal texts."""
+        if not self.open and not self.paused:
+            # Nearly every record, nearly always; `json` would take ten times as long.
+            return f'{{"last":{self.last}}}'
         stored: dict[str, object] = {"last": self.last}
         if self.open:
             stored["open"] = {str(instant): self.open[instant] for instant in sorted(self.open)}
@@ -50,10 +53,12 @@ class Record:
 
     def marked(self, instants: tuple[int, ...], mark: str) -> Record:
         """The record with these instants open under this mark."""
-        return replace(self, open={**self.open, **dict.fromkeys(instants, mark)})
+        return replace(self, open={**self.open, **dict.fromkeys(instants, mark)}) if instants else self
 
     def without(self, instants: tuple[int, ...]) -> Record:
         """The record with these instants closed."""
+        if self.open.keys().isdisjoint(instants):
+            return self
         return replace(self, open={at: mark for at, mark in self.open.items() if at not in instants})
 
 
