@@ -143,11 +143,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         if self._node is not None:
             self.driver, self.broker = self._new_driver(), Broker(self.app, self.Producer, self.settings.node_ttl / 2)
         planned, version = self._plan(), self.schedule.version
-        logger.info(
-            "%d entries; delivery %s for all: the ledger and the broker's queues are written one after the other",
-            len(planned),
-            self.settings.delivery,
-        )
+        logger.info("%d entries; delivery %s", len(planned), self.settings.delivery)
         node = _Node(self)
         node.take_on(planned, version)
         node.heartbeat.start()

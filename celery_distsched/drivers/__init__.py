@@ -14,6 +14,8 @@ from celery_distsched.errors import ConfigError, DriverNotInstalled
 __all__ = ["Answer", "Driver", "Member", "StoreUrl", "Swap", "driver_class", "open_driver"]
 
 GROUP = "celery_distsched.drivers"
+#: What may follow celery-distsched in brackets; each is also how the schemes of its stores begin.
+_EXTRAS = ("redis", "etcd", "consul")
 
 
 def driver_class(scheme: str) -> type[Driver]:
@@ -25,7 +27,10 @@ def driver_class(scheme: str) -> type[Driver]:
         raise ConfigError(
             f"distsched_url: no store is known by the scheme {scheme!r}; {hint}Known are {', '.join(sorted(known))}"
         )
-    driver: type[Driver] = known[scheme].load()
+    try:
+        driver: type[Driver] = known[scheme].load()
+    except ImportError as exc:
+        raise _not_installed(scheme, exc) from exc
     return driver
 
 
@@ -50,14 +55,11 @@ def open_driver(url: StoreUrl, *, namespace: str, ttl_s: float, timeout_s: float
         )
     try:
         return driver(url, namespace=namespace, ttl_s=ttl_s, timeout_s=timeout_s, options=settings)
-    except DriverNotInstalled:
-        raise
     except ImportError as exc:
-        raise not_installed(url.scheme, driver) from exc
+        raise _not_installed(url.scheme, exc) from exc
 
 
-def not_installed(scheme: str, driver: type[Driver]) -> DriverNotInstalled:
-    """The error for a client library that is missing."""
-    return DriverNotInstalled(
-        f'the client library for {scheme}:// is not installed: pip install "celery-distsched[{driver.extra}]"'
-    )
+def _not_installed(scheme: str, exc: ImportError) -> DriverNotInstalled:
+    extra = next((extra for extra in _EXTRAS if scheme.startswith(extra)), None)
+    mend = f'pip install "celery-distsched[{extra}]"' if extra else f"install {exc.name or 'it'}"
+    return DriverNotInstalled(f"the client library for {scheme}:// cannot be imported ({exc}): {mend}")

@@ -90,8 +90,6 @@ class Driver(ABC):
     13. Keys, memberships and namespaces are any non-empty text; nothing of another namespace is read or touched.
     """
 
-    #: What follows ``celery-distsched`` in ``pip install "celery-distsched[...]"``; None: no client library is needed.
-    extra: ClassVar[str | None] = None
     #: Smallest ``ttl_s`` that the store honours, in seconds.
     min_ttl_s: ClassVar[float] = 1.0
     #: Most swaps in one `swap`, and most keys in one `read`.

@@ -55,7 +55,6 @@ class ConsulDriver(Driver):
     Every method is one transaction or a few, all of them together within ``timeout_s``.
     """
 
-    extra: ClassVar[str | None] = "consul"
     #: Of the 64 operations that Consul takes, one is the fence.
     max_batch: ClassVar[int] = 63
     options: ClassVar[Mapping[str, Any]] = {

@@ -29,7 +29,6 @@ from celery_distsched.errors import LeaseLost
 class EtcdDriver(Driver):
     """Nodes and ledger in one etcd cluster, over two connections: a renewal does not wait for a batch."""
 
-    extra: ClassVar[str | None] = "etcd"
     #: etcd makes every shorter lease one of 2 s.
     min_ttl_s: ClassVar[float] = 2.0
     #: A server's --max-txn-ops, 128 by default, counts the outer transaction and the depth.

@@ -47,7 +47,6 @@ class RedisDriver(Driver):
     hash tag of Redis Cluster, so that one script may reach all of them. ``…ledger`` → hash of entry → record; stays.
     """
 
-    extra = "redis"
     options = OPTIONS
 
     #: The swap, with this driver's way to tell whether the fence is there.
