@@ -1,0 +1,1 @@
+"""The nodes are pytest-celery's containers, as it ships them."""

@@ -1,0 +1,1 @@
+"""The nodes are processes of this machine."""
