@@ -233,9 +233,6 @@ class Dispatch:
 
     def _confirm(self) -> None:
         """Record what was sent."""
-        if self.closed:
-            # The farewell has confirmed and handed back what there was; what a cut-off send says now is not news.
-            return
         self._outbox.unconfirmed_since = None
         self.ledger.swap(self.ledger.confirms())
 

@@ -44,14 +44,19 @@ class PlannedEntry:
         return str(self.entry.name)
 
 
-def make_entry(name: str, given: Mapping[str, Any], app: Celery, settings: Settings, of: Any) -> Any:
+def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) -> Any:
     """Return the Celery entry for one item of ``beat_schedule``, our own keys taken out and kept beside it.
 
     Raises:
         ConfigError: The entry cannot work; the message says why and how to mend it.
     """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"it is {given!r}: a dict was expected, such as {{'task': …, 'schedule': …}}")
     celery_keys, ours = dict(given), {}
     celery_keys.pop("name", None)
+    for key in ("kwargs", "options"):
+        if not isinstance(celery_keys.get(key) or {}, Mapping):
+            raise ConfigError(f"{key!r} is {celery_keys[key]!r}: a dict was expected")
     options = dict(celery_keys.get("options") or {})
     for key in _CHECKS:
         # `app.add_periodic_task(…, catch_up="all")` puts what it does not know into the options.
@@ -75,6 +80,10 @@ def make_entry(name: str, given: Mapping[str, Any], app: Celery, settings: Setti
         raise ConfigError("it has no 'task': name the task to send")
     if celery_keys.get("schedule") is None:
         raise ConfigError("it has no 'schedule': give it seconds, a timedelta, crontab(…) or cron(…)")
+    if isinstance(celery_keys["schedule"], str):
+        raise ConfigError(
+            f"its schedule is the text {celery_keys['schedule']!r}: write crontab(…), or cron(…) around it"
+        )
     try:
         entry = of(**celery_keys, name=name, app=app)
         _check_serializable(entry, app)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.drivers.base import Driver
@@ -112,6 +112,9 @@ class Heartbeat:
             self._renewed(me, asked_at, store_us, active)
         members = self.driver.members()
         view = self.pool.observe(members, self.digest)
+        if me is not None:
+            # Two that joined at the same moment have not seen each other before: the later by name gives way.
+            self._refuse_strangers({other: info for other, info in view.alive.items() if other < me})
         for membership in view.dead.intersection(members):
             # A dead node's fence must be void before anybody takes over what it has claimed.
             self.driver.remove(membership)
@@ -142,12 +145,7 @@ class Heartbeat:
 
     def _join(self) -> str:
         alive = self.pool.observe(self.driver.members(), self.digest).alive
-        stranger = next((info for info in alive.values() if info.cluster != self._cluster), None)
-        if stranger is not None:
-            raise ConfigError(
-                f"namespace {self.driver.namespace!r} in {self.driver.url.masked} is in use by {stranger.cluster},"
-                f" and this is {self._cluster}: give one of them another distsched_namespace"
-            )
+        self._refuse_strangers(alive)
         if self._ordinal is None:
             self._ordinal = free_ordinal(alive, self._host, self.pool.node_id)
         self._joins += 1
@@ -158,6 +156,14 @@ class Heartbeat:
         self._renewed(me, asked_at, store_us, active=False)
         logger.info("joined %s as %s", self.driver.url.masked, me)
         return me
+
+    def _refuse_strangers(self, nodes: Mapping[str, Info]) -> None:
+        stranger = next((info for info in nodes.values() if info.cluster != self._cluster), None)
+        if stranger is not None:
+            raise ConfigError(
+                f"namespace {self.driver.namespace!r} in {self.driver.url.masked} is in use by {stranger.cluster},"
+                f" and this is {self._cluster}: give one of them another distsched_namespace"
+            )
 
     def _renewed(self, me: str, asked_at: float, store_us: int | None, active: bool) -> None:
         self.pool.renewed(me, asked_at, store_us)

@@ -45,6 +45,18 @@ class Move:
     #: Instants passed over by the catch-up policy.
     skipped: int = 0
 
+    def seen_in(self, text: str, me: str) -> Move:
+        """The part of this move that a record shows to have come true, whatever has changed in it since."""
+        if text == self.new.text():
+            return self
+        try:
+            record = Record.parse(text)
+        except ValueError:
+            return replace(self, taken={}, dropped={}, skipped=0)
+        taken = {at: mark for at, mark in self.taken.items() if record.open.get(at) == me}
+        dropped = {at: mark for at, mark in self.dropped.items() if at not in record.open}
+        return replace(self, taken=taken, dropped=dropped, skipped=0)
+
     def enqueued(self) -> Move:
         """The same without marks of its claims: for a store that pushes their messages in the same step."""
         return replace(self, new=self.new.without(self.claimed))
@@ -128,10 +140,12 @@ class Holding:
         if self.record is None:
             return None
         base = self.record.without(self.instants(Phase.DONE))
-        mine = {at: mark for at, mark in base.open.items() if mark == me}
-        # What may have left must not be sent by somebody else where no run may be doubled.
-        dropped = {at: mark for at, mark in mine.items() if at_most_once and self.phases.get(at) is Phase.SENDING}
-        new = base.without(tuple(dropped)).marked(tuple(at for at in mine if at not in dropped), HANDED_BACK)
+        sending = {at: mark for at, mark in base.open.items() if mark == me and self.phases.get(at) is Phase.SENDING}
+        free = tuple(at for at, mark in base.open.items() if mark == me and at not in sending)
+        # What may have left must not be sent by somebody else where no run may be doubled. Elsewhere its mark stays: if
+        # the send comes through after all it is confirmed late, and if not it is taken over like any dead node's.
+        dropped = sending if at_most_once else {}
+        new = base.without(tuple(dropped)).marked(free, HANDED_BACK)
         if new == self.record:
             return None
         return Move(self.record.text(), new, fenced=False, dropped=dropped)

@@ -194,10 +194,13 @@ class Ledger:
                 raise
             self._progress.at = self._clock.elapsed()
             for (name, move), answer in zip(batch.items(), answers, strict=True):
+                repeated = holdings[name].unanswered is not None
                 holdings[name].unanswered = None
-                # What I wrote and was not told of stands in its own way.
-                if answer.won or answer.record == move.new.text():
+                if answer.won:
                     self._won(name, holdings[name], move)
+                elif repeated and answer.record is not None:
+                    # The first attempt, which I was not told of, may be what stands in its own way.
+                    self._won(name, holdings[name], move.seen_in(answer.record, self.me))
                 if answer.record is None:
                     self.unread.add(name)
                 else:
@@ -334,6 +337,7 @@ class Ledger:
             if not answer.won:
                 lost.add(name)
                 continue
+            self.holdings[name].learn(move.new, self.me)
             for instant in move.dropped:
                 self.possibly_lost(name, instant, "this node stopped while sending it")
         return set(names) - lost

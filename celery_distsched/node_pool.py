@@ -47,9 +47,12 @@ class Info:
         """Read what a node wrote; None if it is not of this form."""
         try:
             stored = json.loads(text)
-            return cls(**{name: stored[name] for name in cls.__dataclass_fields__})
+            info = cls(**{name: stored[name] for name in cls.__dataclass_fields__})
         except (KeyError, TypeError, ValueError):
             return None
+        texts = isinstance(info.host, str) and isinstance(info.digest, str) and isinstance(info.cluster, str)
+        numbers = type(info.ordinal) is int and type(info.wall_us) is int and type(info.active) is bool
+        return info if texts and numbers else None
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,10 @@ class NodePool:
         gap = now - self.view.polled_at > self.ttl_s / 2
         if gap:
             since = now
+            self._pulses = {membership: (pulse, now) for membership, (pulse, _) in self._pulses.items()}
         for membership, member in members.items():
             pulse, seen_at = self._pulses.get(membership, ("", now))
-            if gap or pulse != member.pulse:
+            if pulse != member.pulse:
                 seen_at = now
                 self._sample_clock(membership, member, now)
             self._pulses[membership] = (member.pulse, seen_at)

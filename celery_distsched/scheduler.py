@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import secrets
@@ -12,6 +13,7 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError
+from celery.beat import logger as celery_logger
 from celery.utils.nodenames import gethostname
 
 from celery_distsched.broker import Broker, Outcome
@@ -29,6 +31,10 @@ from celery_distsched.schedule import NoticedSchedule
 from celery_distsched.settings import Settings, broker_identity
 
 logger = logging.getLogger(__name__)
+
+# Celery's beat logs what ends it with a traceback, and raises it; click then says it in one line. For a mistake in the
+# settings that line is all there is to say.
+celery_logger.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], ConfigError)))
 
 #: Seconds that `close` takes at most: a supervisor may follow SIGTERM with SIGKILL.
 _FAREWELL_S = 1.0
@@ -89,12 +95,19 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         self.schedule = self.data
         self.update_from_dict(self.app.conf.beat_schedule)
         self.install_default_entries(self.schedule)
+        unknown = sorted(self.settings.entries.keys() - {*self.schedule, *self.app.conf.beat_schedule})
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], [str(name) for name in self.schedule], n=1)
+            raise ConfigError(
+                f"distsched_entries: there is no entry {unknown[0]!r} in beat_schedule"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
 
     def _maybe_entry(self, name: str, entry: Any) -> Any:
         if isinstance(entry, self.Entry):
             entry.app = self.app
             return entry
-        return make_entry(name, dict(entry), self.app, self.settings, self.Entry)
+        return make_entry(name, entry, self.app, self.settings, self.Entry)
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         for name, given in dict_.items():
@@ -184,6 +197,9 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             self._sending = False
         # Somebody's patch may have chosen not to send at all: that is their answer, and it stands.
         outcome = self._outcome or Outcome.ACCEPTED
+        if outcome is Outcome.FAILED and self._closed:
+            # It was closed in the middle: what went wrong says nothing of the entry.
+            outcome = Outcome.UNKNOWN
         if outcome in (Outcome.UNKNOWN, Outcome.REFUSED):
             self.broker.drop()
         planned.entry.last_run_at = as_datetime(instant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ _PREFIX = "distsched_"
 _LOCAL_BROKERS = ("filesystem", "memory", "sqla+sqlite", "sqlalchemy+sqlite")
 _LOCAL_STORE = "sqlite:///celerybeat-distsched.sqlite3"
 DELIVERIES = ("at_least_once", "at_most_once")
+#: Settings that may hold a password, and are never shown.
+_SECRET = ("url", "driver_options")
 CATCH_UPS = ("latest", "all", "none")
 
 
@@ -114,7 +117,9 @@ def _checked(name: str, value: Any) -> Any:
     except ConfigError:
         raise
     except (TypeError, ValueError) as exc:
-        raise ConfigError(f"{_PREFIX}{name} is {value!r}: {exc}") from exc
+        secret = name in _SECRET and any(sign in str(value) for sign in "@=:")
+        shown = f"a {type(value).__name__}" if secret else repr(value)
+        raise ConfigError(f"{_PREFIX}{name} is {shown}: {exc}") from exc
 
 
 def _text(value: Any) -> str:
@@ -138,7 +143,7 @@ def _number(value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError("a number of seconds was expected, such as 5.0") from None
-    if number != number or number in (float("inf"), float("-inf")):
+    if not math.isfinite(number):
         raise ValueError("a finite number of seconds was expected")
     return number
 
@@ -152,9 +157,10 @@ def not_negative(value: Any) -> float:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or int(value) != float(value) or int(value) < 1:
+    text = str(value)
+    if not text.isdecimal() or int(text) < 1:
         raise ValueError("a whole number from 1 up was expected")
-    return int(value)
+    return int(text)
 
 
 def truth(value: Any) -> bool:
@@ -183,6 +189,13 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value
 
 
+def _entries(value: Any) -> Mapping[str, Mapping[str, Any]]:
+    for name, keys in _mapping(value).items():
+        if not isinstance(keys, Mapping):
+            raise TypeError(f"a dict was expected for the entry {name!r}, such as {{'catch_up': 'all'}}")
+    return dict(value)
+
+
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "url": lambda value: StoreUrl.parse(_text(value)),
     "namespace": _text,
@@ -191,7 +204,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "catch_up": one_of(*CATCH_UPS),
     "catch_up_window": seconds,
     "catch_up_limit": _count,
-    "entries": _mapping,
+    "entries": _entries,
     "fast_publish": truth,
     "driver_options": _mapping,
 }

@@ -62,4 +62,5 @@ def open_driver(url: StoreUrl, *, namespace: str, ttl_s: float, timeout_s: float
 def _not_installed(scheme: str, exc: ImportError) -> DriverNotInstalled:
     extra = next((extra for extra in _EXTRAS if scheme.startswith(extra)), None)
     mend = f'pip install "celery-distsched[{extra}]"' if extra else f"install {exc.name or 'it'}"
-    return DriverNotInstalled(f"the client library for {scheme}:// cannot be imported ({exc}): {mend}")
+    what = "is not installed" if isinstance(exc, ModuleNotFoundError) else f"cannot be imported ({exc})"
+    return DriverNotInstalled(f"the client library for {scheme}:// {what}: {mend}")

@@ -132,6 +132,8 @@ def _mend(exc: Exception, url: StoreUrl, prefix: str) -> str:
         return ". That is not how a Redis answers: is it another server, or one that wants TLS (rediss://)?"
     if isinstance(exc, exceptions.AskError):
         return ". This is a Redis Cluster: its slots lie on several servers, and this driver talks to one"
+    if isinstance(exc, exceptions.ConnectionError) and ("closed by server" in said or "Error while reading" in said):
+        return ". If that goes on: is it another server, or one that wants TLS (rediss://)?"
     if isinstance(exc, exceptions.TimeoutError) and "connecting" in said and url.scheme.startswith("rediss"):
         # A Redis without TLS takes the greeting for the beginning of a command, and waits for the rest.
         return f". Does it speak TLS? If not, write {url.scheme.replace('rediss', 'redis', 1)}://"

@@ -37,7 +37,9 @@ class StoreUrl:
         username, colon, password = credentials.partition(":")
         return cls(
             scheme=scheme.lower(),
-            hosts=tuple(_host_and_port(place, text) for place in places.split(",") if place),
+            hosts=tuple(
+                _host_and_port(place, text, bool(at) or "@" not in text) for place in places.split(",") if place
+            ),
             username=unquote(username) if at and username else None,
             password=unquote(password) if colon else None,
             path=unquote(split.path),
@@ -62,20 +64,22 @@ def _place(host: str, port: int | None) -> str:
     return shown if port is None else f"{shown}:{port}"
 
 
-def _host_and_port(place: str, text: str) -> tuple[str, int | None]:
+def _host_and_port(place: str, text: str, whole: bool) -> tuple[str, int | None]:
     host, colon, port = place.rpartition(":")
     if not colon or place.endswith("]"):
         return place.strip("[]"), None
     if not port.isdigit() or not 0 < int(port) < 65536:
+        # With a '/', '?' or '#' in a password, what looks like the port is the password's beginning.
+        shown = repr(port) if whole else "what stands there"
         raise ConfigError(
-            f"distsched_url {_masked_text(text)!r}: {port!r} is not a port; a number from 1 to 65535 was expected"
+            f"distsched_url {_masked_text(text)!r}: {shown} is not a port; a number from 1 to 65535 was expected"
             " (a '/', '@' or ':' inside a password must be percent-encoded)"
         )
     return host.strip("[]"), int(port)
 
 
 def _masked_text(text: str) -> str:
-    """Mask a URL that could not be taken apart."""
-    scheme, separator, rest = text.partition("://")
+    """Mask a URL that could not be taken apart: nothing before the last @, and nothing after a ?, is safe to show."""
+    scheme, separator, rest = text.partition("://") if "://" in text else ("", "", text)
     _, at, places = rest.rpartition("@")
     return f"{scheme}{separator}{_MASK}@{places.partition('?')[0]}" if at else text.partition("?")[0]
