@@ -1,0 +1,1 @@
+"""The scheduler in process, on real stores."""

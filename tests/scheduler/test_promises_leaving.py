@@ -1,0 +1,222 @@
+"""A beat that leaves, in whatever way and at whatever moment, loses no run and doubles none."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.scheduler.cluster import HOURLY, Cluster, Crash, until
+from tests.servers import RedisServer
+from tests.wire import Wire
+
+NAMES = [f"entry {number}" for number in range(50)]
+
+NewCluster = Callable[..., Cluster]
+NewWire = Callable[..., Wire]
+
+
+@pytest.fixture
+def on_redis(new_cluster: NewCluster, redis_server: RedisServer) -> Cluster:
+    """A cluster with a broker that is no part of this process."""
+    return new_cluster(broker=redis_server.url(path="/7"), ttl_s=5.0)
+
+
+def others_send_the_rest(cluster: Cluster) -> None:
+    cluster.started(dict.fromkeys(NAMES, HOURLY))
+    until(lambda: len(cluster.sent()) >= len(NAMES) and cluster.settled(*NAMES), why=cluster.sent)
+    assert sorted(sent.entry for sent in cluster.sent()) == sorted(NAMES)
+    assert {sent.attempt for sent in cluster.sent()} == {1}
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "redis+scan", "redis+zset", "etcd", "consul"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_sigterm_between_claim_and_publish_or_confirm(on_redis: Cluster, tmp_path: Path, when: str) -> None:
+    cluster, note = on_redis, tmp_path / "note"
+    cluster.seed(*NAMES)
+    beat = cluster.process(*NAMES, interrupt={"when": when, "at": 5, "note": str(note)})
+    output, _ = beat.communicate(timeout=30)
+    took_s = time.time() - float(note.read_text())
+    assert beat.returncode == 0, output
+    assert "Traceback" not in output
+    # The message under way is finished, and nothing new is begun; what is left is free for others at once.
+    assert len(cluster.sent()) == 5
+    assert cluster.driver.members() == {}
+    assert took_s <= 1
+    others_send_the_rest(cluster)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "fault"), [("redis+zset", "cut"), ("redis+zset", "frozen"), ("etcd", "frozen"), ("consul", "frozen")]
+)
+def test_sigterm_ends_beat_soon_though_the_store_is_gone(
+    wire_to: NewWire, on_redis: Cluster, store_server: Any, wired_url: Callable[[Wire], str], fault: str
+) -> None:
+    wire = wire_to(store_server)
+    on_redis.seed("a")
+    beat = on_redis.process("a", conf={"distsched_url": wired_url(wire)})
+    until(on_redis.sent)
+    (wire.cut if fault == "cut" else wire.freeze)()
+    time.sleep(0.3)
+    began = time.monotonic()
+    beat.terminate()
+    output, _ = beat.communicate(timeout=30)
+    took_s = time.monotonic() - began
+    assert beat.returncode == 0, output
+    assert "Traceback" not in output
+    # A second of farewell, after half a second for a tick that is in the middle of something.
+    assert took_s <= 2
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "redis+zset"])
+@pytest.mark.parametrize("broker", ["memory", "redis"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_close_from_inside_tick(new_cluster: NewCluster, redis_server: RedisServer, broker: str, when: str) -> None:
+    cluster = new_cluster(broker="memory://" if broker == "memory" else redis_server.url(path="/7"), ttl_s=5.0)
+    cluster.seed(*NAMES)
+    beat = cluster.beat(dict.fromkeys(NAMES, HOURLY))
+    published: list[str] = []
+
+    def close_at_the_fifth(node: str, entry: str) -> None:
+        published.append(entry)
+        if len(published) == 5:
+            beat.scheduler.close()
+
+    (cluster.before_publish if when == "before" else cluster.after_publish)(close_at_the_fifth)
+    beat.tick_until(lambda: len(published) >= 5)
+    with pytest.raises(SystemExit):
+        beat.tick()
+    beat.scheduler.close()
+    assert len(published) == 5
+    assert cluster.driver.members() == {}
+    others_send_the_rest(cluster)
+
+
+@pytest.mark.parametrize("scheme", ["redis+zset"])
+def test_at_most_once_a_message_that_may_have_left_is_not_handed_back(
+    on_redis: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = on_redis
+    cluster.seed("a", "b")
+    conf = {"distsched_delivery": "at_most_once"}
+    beat = cluster.beat({"a": HOURLY, "b": HOURLY}, **conf)
+    under_way: list[str] = []
+
+    def close(node: str, entry: str) -> None:
+        if node == beat.node:
+            under_way.append(entry)
+            # As Celery's handler does for a signal that has waited long enough.
+            beat.scheduler.close()
+            raise Crash
+
+    cluster.before_publish(close)
+    with pytest.raises(Crash):
+        beat.tick_until(lambda: False)
+    beat.scheduler.close()
+    assert "possibly lost" in caplog.text
+    (other,) = {"a", "b"} - set(under_way)
+    cluster.started({"a": HOURLY, "b": HOURLY}, **conf)
+    until(lambda: cluster.sent(other) and cluster.settled("a", "b"))
+    assert len(cluster.sent(other)) == 1
+    assert cluster.sent(under_way[0]) == []
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "redis+zset"])
+def test_a_handed_back_run_is_sent_at_once_by_a_node_that_is_there(new_cluster: NewCluster) -> None:
+    cluster = new_cluster(ttl_s=30.0)
+    cluster.seed(*NAMES)
+    beat = cluster.beat(dict.fromkeys(NAMES, HOURLY))
+    published: list[str] = []
+
+    def close_at_the_fifth(node: str, entry: str) -> None:
+        if node == beat.node:
+            published.append(entry)
+            if len(published) == 5:
+                cluster.started({**dict.fromkeys(NAMES, HOURLY), "another": HOURLY})
+                beat.scheduler.close()
+
+    cluster.after_publish(close_at_the_fifth)
+    beat.tick_until(lambda: len(published) >= 5)
+    # Far less than a TTL.
+    until(lambda: len(cluster.sent()) >= len(NAMES) and cluster.settled(*NAMES), within_s=5)
+    assert sorted(sent.entry for sent in cluster.sent()) == sorted(NAMES)
+
+
+FORKING = """
+    import json, os, sys, time
+    from tests.scheduler.cluster import HOURLY, Cluster
+
+    cluster = Cluster(sys.argv[1], broker=sys.argv[2])
+    beat = cluster.beat({"a": HOURLY})
+    beat.tick_until(lambda: beat.ready)
+    before, driver = beat.node, beat.scheduler.driver
+    told, tell = os.pipe()
+    if os.fork() == 0:
+        beat.tick_until(lambda: beat.ready)
+        os.write(tell, json.dumps([beat.node, os.getpid(), beat.scheduler.driver is driver]).encode())
+        over = time.monotonic() + 1
+        beat.tick_until(lambda: time.monotonic() > over)
+        beat.scheduler.close()
+        os._exit(0)
+    os.set_blocking(told, False)
+    heard = []
+    def hear():
+        try:
+            heard.append(json.loads(os.read(told, 1000)))
+        except BlockingIOError:
+            pass
+        return heard
+    beat.tick_until(hear)
+    members = sorted(membership.rpartition("#")[0] for membership in cluster.driver.members())
+    beat.tick_until(lambda: os.waitpid(-1, os.WNOHANG)[0])
+    print(json.dumps([before, beat.node, os.getpid(), heard[0], members, list(cluster.driver.members())]))
+    cluster.close()
+"""
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "redis+zset", "consul"])
+def test_a_fork_gets_another_identity(cluster: Cluster, redis_server: RedisServer) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FORKING), cluster.url, redis_server.url(path="/7")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stderr
+    before, after, parent, (forked, child, same_driver), members, left = json.loads(ran.stdout)
+    assert before == after
+    assert f"-{parent}-" in before
+    assert f"-{child}-" in forked
+    assert not same_driver
+    assert members == sorted([before, forked])
+    # The fork's farewell was its own.
+    assert [membership.rpartition("#")[0] for membership in left] == [before]
+
+
+@pytest.mark.parametrize("scheme", ["redis+scan", "redis+zset", "etcd", "consul"])
+def test_no_local_file_is_needed_with_a_server(on_redis: Cluster, tmp_path: Path) -> None:
+    on_redis.seed("a")
+    where = tmp_path / "empty"
+    where.mkdir()
+    beat = on_redis.process(
+        "a",
+        cwd=where,
+        env={"HOME": str(where), "TMPDIR": str(where), "PYTHONDONTWRITEBYTECODE": "1"},
+        # Any write to any file fails.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+    )
+    until(lambda: on_redis.sent() and on_redis.settled("a"))
+    beat.terminate()
+    output, _ = beat.communicate(timeout=30)
+    assert beat.returncode == 0, output
+    assert list(where.iterdir()) == []

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import uuid4
+
+import pytest
+
+from celery_distsched.clock import Clock, microseconds
+from celery_distsched.drivers import StoreUrl
+from celery_distsched.drivers.memory import MemoryDriver
+from celery_distsched.errors import ConfigError, StoreUnavailable
+from celery_distsched.heartbeat import Heartbeat
+from celery_distsched.node_pool import Info, NodePool
+from celery_distsched.progress import Progress
+
+TTL_S = 5.0
+#: Trust ends so many seconds before the store could call the node dead.
+MARGIN_S = 0.5
+EPOCH_S = 1_800_000_000.0
+
+
+class VirtualClock(Clock):
+    """Moves by hand."""
+
+    now = 1000.0
+
+    def elapsed(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return EPOCH_S + self.now
+
+
+class SlowStore(MemoryDriver):
+    """A store each of whose answers takes so many seconds, if one comes at all."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__(StoreUrl.parse("memory://slow"), namespace=uuid4().hex, ttl_s=TTL_S, timeout_s=1.0)
+        self.clock, self.slow_s, self.answers = clock, 0.0, True
+        #: When each join and renewal was sent.
+        self.sent_at: list[float] = []
+
+    def join(self, membership: str, info: str) -> int:
+        return self._slowly(super().join, membership, info)
+
+    def renew(self, membership: str, info: str) -> int:
+        return self._slowly(super().renew, membership, info)
+
+    def _slowly(self, call: Callable[[str, str], int], membership: str, info: str) -> int:
+        self.sent_at.append(self.clock.now)
+        self.clock.now += self.slow_s
+        if not self.answers:
+            raise StoreUnavailable("no answer")
+        call(membership, info)
+        return microseconds(EPOCH_S + self.clock.now)
+
+
+class Node:
+    """A node whose heart beats when it is told to."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.store = SlowStore(self.clock)
+        self.pool = NodePool("me", TTL_S, self.clock)
+        self.progress = Progress(at=self.clock.now)
+        self.heart = Heartbeat(self.store, self.pool, self.clock, self.progress, host="here", cluster="ours")
+        self.heart.digest = "same"
+
+    @property
+    def trusted_for_s(self) -> float:
+        """Seconds for which the node trusts its view, from the start of the last join or renewal."""
+        return self.pool.view.trusted_until - self.store.sent_at[-1]
+
+    def beat(self, seconds: float, *, loops: bool = True) -> None:
+        """Let time pass; `loops`: the scheduler's loop goes round."""
+        until = self.clock.now + seconds
+        while self.clock.now < until:
+            if loops:
+                self.loop()
+            self.clock.now = min(self.clock.now + max(self.heart.step(), 0.01), until)
+
+    def loop(self) -> None:
+        self.progress.at = self.clock.now
+        self.progress.ticks += 1
+
+
+@pytest.fixture
+def node() -> Node:
+    node = Node()
+    node.loop()
+    node.heart.step()
+    assert node.pool.view.me == "me#1"
+    return node
+
+
+def other(cluster: str = "ours") -> str:
+    return Info("there", 0, "same", cluster, active=True, wall_us=0).text()
+
+
+@pytest.mark.parametrize("slow_s", [0.0, 0.3, 2.0, TTL_S - MARGIN_S])
+def test_a_slow_answer_shortens_trust(slow_s: float) -> None:
+    node = Node()
+    node.store.slow_s = slow_s
+    for _ in range(2):
+        node.loop()
+        node.heart.step()
+        assert node.trusted_for_s == TTL_S - MARGIN_S
+        assert node.pool.trusted() == (slow_s < TTL_S - MARGIN_S)
+        node.clock.now += 1
+    assert len(node.store.sent_at) == 2
+
+
+def test_a_renewal_without_an_answer_gives_no_trust(node: Node) -> None:
+    node.store.answers = False
+    until = node.pool.view.trusted_until
+    node.beat(TTL_S - MARGIN_S - 0.1)
+    assert len(node.store.sent_at) > 2
+    assert node.pool.view.trusted_until == until
+    assert node.pool.trusted()
+    node.beat(0.1)
+    assert not node.pool.trusted()
+    node.store.answers = True
+    node.beat(1)
+    # It was away for less than the store holds a membership: it is the same member.
+    assert node.pool.view.me == "me#1"
+    assert node.pool.trusted()
+
+
+def test_it_renews_five_times_in_a_ttl(node: Node) -> None:
+    node.beat(10 * TTL_S)
+    assert 45 <= len(node.store.sent_at) <= 51
+    assert node.pool.trusted()
+
+
+def test_a_node_whose_loop_stands_still_falls_silent(node: Node) -> None:
+    node.beat(1)
+    node.beat(TTL_S, loops=False)
+    assert node.clock.now - node.store.sent_at[-1] > TTL_S - MARGIN_S
+    assert not node.pool.trusted()
+    node.beat(1)
+    assert node.pool.trusted()
+
+
+def test_a_node_that_cannot_reach_the_broker_falls_silent(node: Node) -> None:
+    node.progress.able = False
+    node.beat(TTL_S)
+    assert len(node.store.sent_at) == 1
+    assert not node.pool.trusted()
+
+
+def test_a_node_that_is_thrown_out_joins_again_when_its_loop_has_gone_round(node: Node) -> None:
+    node.store.remove("me#1")
+    node.clock.now += 1
+    memberships = []
+    for loops in (True, False, False, True):
+        if loops:
+            node.loop()
+        node.heart.step()
+        memberships.append(node.pool.view.me)
+        assert node.pool.trusted() == (memberships[-1] is not None)
+    assert memberships == [None, None, None, "me#2"]
+    assert set(node.store.members()) == {"me#2"}
+
+
+def test_a_dead_nodes_membership_is_removed_before_its_share_moves(node: Node) -> None:
+    node.store.join("other#1", other())
+    node.beat(TTL_S - 0.1)
+    assert "other#1" in node.store.members()
+    assert node.pool.view.ring.nodes == {"here/0", "there/0"}
+    node.beat(0.6)
+    assert "other#1" not in node.store.members()
+    assert node.pool.view.dead == {"other#1"}
+    assert node.pool.view.ring.nodes == {"here/0"}
+
+
+def test_it_is_active_at_once_when_its_records_are_loaded(node: Node) -> None:
+    assert not node.pool.view.alive["me#1"].active
+    node.progress.ready = True
+    node.heart.step()
+    assert node.pool.view.alive["me#1"].active
+
+
+def test_a_stranger_in_the_namespace_is_refused() -> None:
+    node = Node()
+    node.store.join("other#1", other("app 'their' on redis://there/0"))
+    node.loop()
+    node.heart.step()
+    refusal = node.heart.refusal
+    assert isinstance(refusal, ConfigError)
+    for word in ("app 'their' on redis://there/0", "ours", "distsched_namespace", node.store.namespace):
+        assert word in str(refusal)
+    assert set(node.store.members()) == {"other#1"}
