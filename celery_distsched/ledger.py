@@ -13,7 +13,7 @@ from itertools import islice
 from celery_distsched.clock import Clock, iso
 from celery_distsched.drivers.base import Answer, Claim, Driver, Push, PushRefused, Swap
 from celery_distsched.errors import LeaseLost, StoreUnavailable
-from celery_distsched.holding import Holding, Move
+from celery_distsched.holding import Holding, Move, Phase
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
 from celery_distsched.record import HANDED_BACK, Record, node_of
@@ -331,6 +331,11 @@ class Ledger:
                 move = holding.hand_back(self.me, at_most_once=self._settings.at_most_once)
                 if move is not None:
                     moves[name] = move
+        # Before the swap: if its answer is lost, nobody else can tell.
+        for name, move in moves.items():
+            for instant in move.dropped:
+                self.holdings[name].phases[instant] = Phase.DONE
+                self.possibly_lost(name, instant, "this node stopped while sending it")
         answers = self._driver.swap([Swap(name, move.expected, move.new.text()) for name, move in moves.items()])
         lost = set()
         for (name, move), answer in zip(moves.items(), answers, strict=True):
@@ -338,8 +343,6 @@ class Ledger:
                 lost.add(name)
                 continue
             self.holdings[name].learn(move.new, self.me)
-            for instant in move.dropped:
-                self.possibly_lost(name, instant, "this node stopped while sending it")
         return set(names) - lost
 
 
