@@ -34,7 +34,7 @@ class SameRedis:
         self._connection: Any = None
         self._why_not: str | None = "not looked at yet"
         self._checked_at = float("-inf")
-        self._said: str | None = None
+        self._said: str | None = "nothing yet"
 
     def ready(self, now: float) -> bool:
         """Whether there is a same Redis, and nobody hooks into sending as such."""

@@ -404,7 +404,7 @@ def count_polls(beat: Beat) -> list[float]:
 # Garbage in the store
 
 
-@pytest.mark.parametrize("scheme", ["sqlite", "redis+zset"])
+@pytest.mark.parametrize("scheme", ["sqlite"])
 @pytest.mark.parametrize(
     "garbage",
     [

@@ -195,12 +195,12 @@ def test_an_entry_added_at_run_time_is_noticed(cluster: Cluster, added: Callable
     ids=["merge_inplace", "pop", "setter"],
 )
 def test_an_entry_removed_at_run_time_is_not_sent(cluster: Cluster, removed: Callable[[Beat], Any]) -> None:
-    due = cluster.seed("a", "b", last_us=in_s(0.7))
+    due = cluster.seed("a", "b", last_us=in_s(0.5))
     beat = cluster.beat({"a": HOURLY, "b": HOURLY})
     beat.tick_until(lambda: beat.ready)
     removed(beat)
     beat.tick_until(cluster.sent)
-    over = due + 500_000
+    over = due + 200_000
     beat.tick_until(lambda: now_us() > over)
     assert [sent.entry for sent in cluster.sent()] == ["a"]
 

@@ -102,6 +102,27 @@ def test_close_from_inside_tick(new_cluster: NewCluster, redis_server: RedisServ
 
 
 @pytest.mark.parametrize("scheme", ["redis+zset"])
+def test_close_from_inside_tick_sends_nothing_more_though_the_store_is_gone(
+    wire_to: NewWire, cluster: Cluster, store_server: Any, wired_url: Callable[[Wire], str]
+) -> None:
+    wire = wire_to(store_server)
+    cluster.seed(*NAMES)
+    beat = cluster.beat(dict.fromkeys(NAMES, HOURLY), distsched_url=wired_url(wire))
+    published: list[str] = []
+
+    def close_at_the_fifth(node: str, entry: str) -> None:
+        published.append(entry)
+        if len(published) == 5:
+            wire.cut()
+            beat.scheduler.close()
+
+    cluster.after_publish(close_at_the_fifth)
+    beat.tick_until(lambda: len(published) >= 5)
+    # None of it could be confirmed, so all of it would be sent again.
+    assert len(published) == 5
+
+
+@pytest.mark.parametrize("scheme", ["redis+zset"])
 def test_at_most_once_a_message_that_may_have_left_is_not_handed_back(
     on_redis: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
