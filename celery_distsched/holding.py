@@ -52,10 +52,9 @@ class Move:
         try:
             record = Record.parse(text)
         except ValueError:
-            return replace(self, taken={}, dropped={}, skipped=0)
+            return replace(self, taken={}, skipped=0)
         taken = {at: mark for at, mark in self.taken.items() if record.open.get(at) == me}
-        dropped = {at: mark for at, mark in self.dropped.items() if at not in record.open}
-        return replace(self, taken=taken, dropped=dropped, skipped=0)
+        return replace(self, taken=taken, skipped=0)
 
     def enqueued(self) -> Move:
         """The same without marks of its claims: for a store that pushes their messages in the same step."""

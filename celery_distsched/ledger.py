@@ -13,7 +13,7 @@ from itertools import islice
 from celery_distsched.clock import Clock, iso
 from celery_distsched.drivers.base import Answer, Claim, Driver, Push, PushRefused, Swap
 from celery_distsched.errors import LeaseLost, StoreUnavailable
-from celery_distsched.holding import Holding, Move, Phase
+from celery_distsched.holding import Holding, Move
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
 from celery_distsched.record import HANDED_BACK, Record, node_of
@@ -74,6 +74,7 @@ class Ledger:
         self._repeated_at = float("-inf")
         self._absent_since: dict[str, float] = {}
         self._garbage: set[str] = set()
+        self._counted: set[tuple[str, int]] = set()
 
     # Whose
 
@@ -179,6 +180,7 @@ class Ledger:
             batch = {name: moves[name] for name in names}
             holdings = {name: self.holdings.setdefault(name, Holding()) for name in names}
             fence = self.me if any(move.fenced for move in batch.values()) else None
+            self._count_dropped(batch)
             try:
                 answers = self._driver.swap([Swap(name, m.expected, m.new.text()) for name, m in batch.items()], fence)
             except StoreUnavailable:
@@ -301,11 +303,18 @@ class Ledger:
             holding.attempts[instant] = max(1, holding.attempts.get(instant, 0))
             self.counts["taken over"] += 1
             logger.warning("entry %r, instant %s: taken over from %s; sending it again", name, iso(instant), mark)
-        for instant, mark in move.dropped.items():
-            self.possibly_lost(name, instant, f"its sender {mark} died")
         if move.skipped:
             self.counts["skipped"] += move.skipped
             logger.warning("entry %r: %d missed runs skipped, as its catch-up policy says", name, move.skipped)
+
+    def _count_dropped(self, moves: Mapping[str, Move]) -> None:
+        """Count runs before the swap that drops their marks: if its answer is lost, nobody else can tell."""
+        for name, move in moves.items():
+            for instant, mark in move.dropped.items():
+                if (name, instant) not in self._counted:
+                    self._counted.add((name, instant))
+                    died = f"its sender {mark} died" if mark != self.me else "this node stopped while sending it"
+                    self.possibly_lost(name, instant, died)
 
     def possibly_lost(self, name: str, instant: int, why: str) -> None:
         """Count and report a run of which nobody knows whether it was sent, and which nobody will send again."""
@@ -331,11 +340,7 @@ class Ledger:
                 move = holding.hand_back(self.me, at_most_once=self._settings.at_most_once)
                 if move is not None:
                     moves[name] = move
-        # Before the swap: if its answer is lost, nobody else can tell.
-        for name, move in moves.items():
-            for instant in move.dropped:
-                self.holdings[name].phases[instant] = Phase.DONE
-                self.possibly_lost(name, instant, "this node stopped while sending it")
+        self._count_dropped(moves)
         answers = self._driver.swap([Swap(name, move.expected, move.new.text()) for name, move in moves.items()])
         lost = set()
         for (name, move), answer in zip(moves.items(), answers, strict=True):
