@@ -214,7 +214,7 @@ def test_of_two_apps_that_join_a_namespace_at_once_one_ends_with_an_error(cluste
         def looked() -> Any:
             beat.scheduler.driver.members = members
             found = members()
-            both_have_looked.wait(10)
+            both_have_looked.wait(30)
             return found
 
         beat.scheduler.driver.members = looked
@@ -222,7 +222,7 @@ def test_of_two_apps_that_join_a_namespace_at_once_one_ends_with_an_error(cluste
     for beat in beats:
         look_together(beat)
         beat.start()
-    until(lambda: any(beat.failure for beat in beats), within_s=5)
+    until(lambda: any(beat.failure for beat in beats), within_s=30)
     assert [type(beat.failure) for beat in beats if beat.failure] == [ConfigError]
 
 
