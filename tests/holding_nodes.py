@@ -43,9 +43,11 @@ class Store:
         #: Swaps that their senders have given up, and that will still arrive.
         self.late: list[tuple[Swap, str | None]] = []
         self.claimed: set[int] = set()
+        #: Instants closed by a swap whose sender was not told.
+        self.untold: set[int] = set()
         self.takeovers: Counter[int] = Counter()
 
-    def write(self, swap: Swap, fence: str | None) -> Answer:
+    def write(self, swap: Swap, fence: str | None, *, told: bool = True) -> Answer:
         if fence is not None and fence not in self.members:
             raise LeaseLost(fence)
         before = self.record
@@ -55,6 +57,8 @@ class Store:
         after = self.record = Record.parse(swap.new)
         opened = dict(before.open) if before else {}
         assert before is None or after.last >= before.last, "last has fallen"
+        if not told:
+            self.untold |= opened.keys() - after.open.keys()
         for at, mark in after.open.items():
             if mark not in (opened.get(at), HANDED_BACK):
                 assert mark in self.members, f"{mark} has won {at} and is no member"
@@ -90,7 +94,7 @@ class Way(Driver):
             self.store.late.append((swap, fence))
         elif self.fate == "answer lost":
             with suppress(LeaseLost):
-                self.store.write(swap, fence)
+                self.store.write(swap, fence, told=False)
         elif self.fate == "answered too late":
             answer = self.store.write(swap, fence)
             self.trust_ends()
