@@ -128,12 +128,24 @@ class Ledger:
             self.read(self._watched)
 
     def _learn(self, name: str, text: str) -> None:
-        try:
-            record = Record.parse(text)
-        except ValueError as exc:
-            self._refuse(name, exc)
+        record = self._parsed(name, text)
+        if record is None:
+            self._forget(name)
         else:
             self._know(name, record)
+
+    def _parsed(self, name: str, text: str) -> Record | None:
+        try:
+            return Record.parse(text)
+        except ValueError as exc:
+            if name not in self._garbage:
+                self._garbage.add(name)
+                logger.error(  # noqa: TRY400
+                    "entry %r: the store holds %s. It is left alone and will not run; remove or mend it, then restart",
+                    name,
+                    exc,
+                )
+            return None
 
     def _know(self, name: str, record: Record) -> None:
         holding = self.holdings.setdefault(name, Holding())
@@ -150,16 +162,6 @@ class Ledger:
             self._learnt(name)
         elif holding.idle:
             self._forget(name)
-
-    def _refuse(self, name: str, exc: ValueError) -> None:
-        if name not in self._garbage:
-            self._garbage.add(name)
-            logger.error(
-                "entry %r: the store holds %s. It is left alone and will not run; remove or mend it, then restart",
-                name,
-                exc,
-            )
-        self._forget(name)
 
     def _forget(self, name: str) -> None:
         self.holdings.pop(name, None)
@@ -300,6 +302,9 @@ class Ledger:
             if mark == HANDED_BACK:
                 logger.info("entry %r, instant %s: handed over by a node that left; sending it", name, iso(instant))
                 continue
+            if node_of(mark) == node_of(self.me):
+                # My own, of an older membership: I know how often I have sent it.
+                continue
             holding.attempts[instant] = max(1, holding.attempts.get(instant, 0))
             self.counts["taken over"] += 1
             logger.warning("entry %r, instant %s: taken over from %s; sending it again", name, iso(instant), mark)
@@ -334,9 +339,10 @@ class Ledger:
         """Try to hand these back; returns those with nothing left to do."""
         moves = {}
         for name, text in zip(names, self._driver.read(names), strict=True):
-            if text is not None:
+            record = None if text is None else self._parsed(name, text)
+            if record is not None:
                 holding = self.holdings[name]
-                holding.learn(Record.parse(text), self.me)
+                holding.learn(record, self.me)
                 move = holding.hand_back(self.me, at_most_once=self._settings.at_most_once)
                 if move is not None:
                     moves[name] = move

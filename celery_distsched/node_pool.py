@@ -111,9 +111,12 @@ class NodePool:
 
     def renewed(self, me: str, asked_at: float, store_us: int | None) -> None:
         """A join or renewal succeeded. It was sent at `asked_at`: a slow answer must shorten trust, not stretch it."""
+        answered_at = self._clock.elapsed()
+        if me != self._me:
+            # Who has just joined calls nobody dead for a TTL: the others may have been kept out by the same thing.
+            self._give_time(answered_at)
         self._me = me
         self._trusted_until = asked_at + self.ttl_s - self.margin_s
-        answered_at = self._clock.elapsed()
         if store_us is not None and (self._store_offset is None or answered_at - asked_at < 0.1):
             # The store read its clock at some moment in between. A slow sample says little: only the first may be one.
             self._store_offset = store_us - microseconds((asked_at + answered_at) / 2)
@@ -131,7 +134,7 @@ class NodePool:
         gap = now - self.view.polled_at > self.ttl_s / 2
         if gap:
             since = now
-            self._pulses = {membership: (pulse, now) for membership, (pulse, _) in self._pulses.items()}
+            self._give_time(now)
         for membership, member in members.items():
             pulse, seen_at = self._pulses.get(membership, ("", now))
             if pulse != member.pulse:
@@ -167,6 +170,9 @@ class NodePool:
             offset_us=self._offset_us(alive),
         )
         return self.view
+
+    def _give_time(self, now: float) -> None:
+        self._pulses = {membership: (pulse, now) for membership, (pulse, _) in self._pulses.items()}
 
     def next_death(self) -> float:
         """When, on `Clock.elapsed`, the next member would be dead if it stayed silent."""

@@ -80,12 +80,8 @@ class Outbox:
         return self._down_since is None
 
     def reopen(self) -> None:
-        """Try a broker that is down now and then. After a TTL without one, the node is not able to do its job."""
-        if self._down_since is None:
-            return
-        now = self._clock.elapsed()
-        self._progress.able = now - self._down_since < self._settings.node_ttl
-        if self._broker_backoff.waiting(now):
+        """Try a broker that is down now and then."""
+        if self._down_since is None or self._broker_backoff.waiting(self._clock.elapsed()):
             return
         if self._probe():
             self._down_since = None
@@ -139,5 +135,7 @@ class Outbox:
                 iso(instant),
             )
         self._down_since = now
+        # A short outage is over before the membership runs out; a long one must not cost the share more than a TTL.
+        self._progress.able = False
         self._broker_backoff = Backoff(self._settings.node_ttl / 2)
         self._broker_backoff.failed(now)

@@ -15,5 +15,5 @@ class Progress:
     ticks: int = 0
     #: Whether the records of this node's share are loaded.
     ready: bool = False
-    #: Whether the broker takes messages, or at least has not refused them for a TTL.
+    #: Whether the broker takes messages, as far as is known.
     able: bool = True
