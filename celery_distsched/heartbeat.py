@@ -177,6 +177,7 @@ class Heartbeat:
             cluster=self._cluster,
             active=active,
             wall_us=microseconds(self._clock.wall()),
+            cluster_us=self.pool.now_us() or 0,
         )
 
     def _lost(self) -> None:

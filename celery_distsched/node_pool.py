@@ -8,12 +8,12 @@ node that is cut off, frozen or slow stops by itself before anybody calls it dea
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from celery_distsched.clock import Clock, microseconds
+from celery_distsched.cluster_time import ClusterTime
 from celery_distsched.drivers.base import Member
 from celery_distsched.record import node_of
 from celery_distsched.ring import HashRing
@@ -35,8 +35,13 @@ class Info:
     cluster: str
     #: False while it loads the records of its coming share.
     active: bool
-    #: The node's wall clock at the renewal, microseconds.
+    #: The node's wall clock at the renewal, and the cluster time that it goes by (0: none yet), microseconds.
     wall_us: int
+    cluster_us: int = 0
+    #: The newest schedule wins where two versions of an entry are alive; 0: not known yet.
+    epoch: int = 0
+    #: The generation of the ledger for which this node has put back what it remembers.
+    generation: str = ""
 
     def text(self) -> str:
         """Return the info as it is stored."""
@@ -50,9 +55,11 @@ class Info:
             info = cls(**{name: stored[name] for name in cls.__dataclass_fields__})
         except (KeyError, TypeError, ValueError):
             return None
-        texts = isinstance(info.host, str) and isinstance(info.digest, str) and isinstance(info.cluster, str)
-        numbers = type(info.ordinal) is int and type(info.wall_us) is int and type(info.active) is bool
-        return info if texts and numbers else None
+        # `from __future__ import annotations` makes the annotations the names of the types.
+        right = all(
+            type(getattr(info, name)).__name__ == field.type for name, field in cls.__dataclass_fields__.items()
+        )
+        return info if right else None
 
 
 @dataclass(frozen=True)
@@ -93,9 +100,8 @@ class NodePool:
         self.view = View()
         self._clock = clock
         self._pulses: dict[str, tuple[str, float]] = {}
-        self._offsets: dict[str, deque[int]] = {}
+        self._time = ClusterTime(clock, ttl_s)
         self._trusted_until = float("-inf")
-        self._store_offset: int | None = None
         self._me: str | None = None
         self._digest = ""
 
@@ -117,9 +123,8 @@ class NodePool:
             self._give_time(answered_at)
         self._me = me
         self._trusted_until = asked_at + self.ttl_s - self.margin_s
-        if store_us is not None and (self._store_offset is None or answered_at - asked_at < 0.1):
-            # The store read its clock at some moment in between. A slow sample says little: only the first may be one.
-            self._store_offset = store_us - microseconds((asked_at + answered_at) / 2)
+        if store_us is not None:
+            self._time.store_said(store_us, asked_at, answered_at)
 
     def lost(self) -> None:
         """The store says that I am no member."""
@@ -139,12 +144,13 @@ class NodePool:
             pulse, seen_at = self._pulses.get(membership, ("", now))
             if pulse != member.pulse:
                 seen_at = now
-                self._sample_clock(membership, member, now)
+                if (info := Info.parse(member.info)) is not None and membership != self._me:
+                    self._time.heard(membership, info.wall_us, info.cluster_us, now)
             self._pulses[membership] = (member.pulse, seen_at)
         for membership, (_, seen_at) in list(self._pulses.items()):
             if membership not in members and now - seen_at > _REMEMBER_S:
                 del self._pulses[membership]
-                self._offsets.pop(membership, None)
+                self._time.forget(membership)
         dead = frozenset(m for m, (_, seen_at) in self._pulses.items() if now - seen_at >= self.ttl_s and m != self._me)
         alive = {}
         for membership, member in members.items():
@@ -152,6 +158,9 @@ class NodePool:
             if membership not in dead and info is not None:
                 alive[membership] = info
         self._digest = digest
+        # There is no time before the first join: nobody needs it, and nobody could say it.
+        if self._me is not None or self._time.offset_us is not None:
+            self._time.settle([m for m in alive if m != self._me], now)
         return self._publish(alive, dead, now, since)
 
     def _publish(self, alive: Mapping[str, Info], dead: frozenset[str], polled_at: float, since: float) -> View:
@@ -167,7 +176,7 @@ class NodePool:
             trusted_until=self._trusted_until,
             polled_at=polled_at,
             watching_since=since,
-            offset_us=self._offset_us(alive),
+            offset_us=self._time.offset_us,
         )
         return self.view
 
@@ -179,24 +188,6 @@ class NodePool:
         now = self._clock.elapsed()
         deaths = (seen_at + self.ttl_s for m, (_, seen_at) in self._pulses.items() if m != self._me)
         return min((at for at in deaths if at > now), default=float("inf"))
-
-    # Cluster time
-
-    def _sample_clock(self, membership: str, member: Member, now: float) -> None:
-        info = Info.parse(member.info)
-        if info is not None:
-            self._offsets.setdefault(membership, deque(maxlen=20)).append(info.wall_us - microseconds(now))
-
-    def _offset_us(self, alive: Iterable[str]) -> int | None:
-        if self._store_offset is not None:
-            return self._store_offset
-        # Without a store to ask: the lower median of the wall clocks of live nodes, since late is allowed and early is
-        # not. A heartbeat is read some time after it was written, which only ever makes its clock look slow: the best
-        # sample of each is its greatest.
-        own = microseconds(self._clock.wall()) - microseconds(self._clock.elapsed())
-        offsets = [max(self._offsets[m]) for m in alive if m in self._offsets and m != self._me]
-        offsets = sorted([*offsets, own])
-        return offsets[(len(offsets) - 1) // 2] if self._me is not None or self.view.offset_us is not None else None
 
 
 def ring_places(peers: Mapping[str, Info]) -> dict[str, str]:

@@ -285,6 +285,9 @@ def test_the_clock_of_a_dead_node_does_not_count(pool: NodePool, clock: VirtualC
     assert seen_clocks(pool, clock, -60.0) == -60.0
     members = {"me#1": member(1, info("here")), "other0#1": member(1)}
     watch(pool, clock, TTL_S, lambda: members)
+    # What is left is another time: it has to last before it is believed.
+    assert off(pool, clock) == -60.0
+    watch(pool, clock, TTL_S, lambda: members)
     assert off(pool, clock) == 0.0
 
 

@@ -1,0 +1,117 @@
+"""Promise 8: a clock that is wrong, or jumps, changes *when* at most, and is reported."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_distsched.clock import Clock, microseconds
+from celery_distsched.cluster_time import ClusterTime
+
+TTL_S = 5.0
+EPOCH_S = 1_800_000_000.0
+HOUR_S = 3600.0
+
+
+class VirtualClock(Clock):
+    now, wall_is_off_s = 1000.0, 0.0
+
+    def elapsed(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return EPOCH_S + self.now + self.wall_is_off_s
+
+
+class Node:
+    """One node beside others, on a store with or without a clock; every clock can be set wrong."""
+
+    def __init__(self, *, store: bool, others: int = 2) -> None:
+        self.clock = VirtualClock()
+        self.time = ClusterTime(self.clock, TTL_S)
+        self.store_is_off_s = 0.0 if store else None
+        self.walls_are_off_s = [0.0] * others
+        self.peers_are_off_s: float | None = None
+
+    def goes_on(self, seconds: float) -> float:
+        """Let time pass with a heartbeat a second; returns by how many seconds cluster time is off."""
+        until = self.clock.now + seconds
+        while True:
+            now = self.clock.now
+            if self.store_is_off_s is not None:
+                self.time.store_said(microseconds(EPOCH_S + now + self.store_is_off_s), now, now)
+            for number, off_s in enumerate(self.walls_are_off_s):
+                peer_us = 0 if self.peers_are_off_s is None else microseconds(EPOCH_S + now + self.peers_are_off_s)
+                self.time.heard(f"other{number}", microseconds(EPOCH_S + now + off_s), peer_us, now)
+            self.time.settle([f"other{number}" for number in range(len(self.walls_are_off_s))], now)
+            if now >= until:
+                assert self.time.offset_us is not None
+                return round(self.time.offset_us / 1e6 - EPOCH_S, 3)
+            self.clock.now += 1
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_jump_of_the_stores_clock_alone_is_never_followed(hours: int, caplog: pytest.LogCaptureFixture) -> None:
+    node = Node(store=True)
+    assert node.goes_on(3) == 0.0
+    node.store_is_off_s = hours * HOUR_S
+    assert node.goes_on(20 * TTL_S) == 0.0
+    node.store_is_off_s = 0.0
+    assert node.goes_on(1) == 0.0
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "not followed" in said[0]
+    assert "agree with cluster time again" in said[1]
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_jump_that_lasts_and_that_a_second_clock_confirms_is_followed_after_a_ttl(hours: int) -> None:
+    node = Node(store=True)
+    assert node.goes_on(3) == 0.0
+    node.store_is_off_s = hours * HOUR_S
+    node.walls_are_off_s = [hours * HOUR_S] * 2
+    node.clock.wall_is_off_s = hours * HOUR_S
+    assert node.goes_on(TTL_S - 1) == 0.0
+    # Of a wall clock that went back, the newer samples have to outnumber the old ones.
+    assert node.goes_on(6 * TTL_S) == hours * HOUR_S
+
+
+def test_without_a_clock_in_the_store_the_nodes_clocks_are_followed_after_a_ttl() -> None:
+    node = Node(store=False)
+    assert node.goes_on(3) == 0.0
+    node.walls_are_off_s = [HOUR_S] * 2
+    assert node.goes_on(TTL_S - 1) == 0.0
+    assert node.goes_on(2) == HOUR_S
+
+
+def test_a_change_of_less_than_a_second_is_followed_at_once() -> None:
+    node = Node(store=True)
+    assert node.goes_on(3) == 0.0
+    node.store_is_off_s = -0.9
+    assert node.goes_on(0) == -0.9
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_who_joins_goes_by_the_time_of_the_others(store: bool) -> None:
+    node = Node(store=store)
+    node.peers_are_off_s = 0.0
+    node.walls_are_off_s = [HOUR_S, HOUR_S]
+    if store:
+        node.store_is_off_s = HOUR_S
+    assert node.goes_on(0) == 0.0
+
+
+@pytest.mark.parametrize(("off_s", "where"), [(HOUR_S, "ahead of"), (-7.0, "behind")])
+def test_a_host_whose_clock_is_off_says_so_once_and_once_when_it_is_over(
+    off_s: float, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = Node(store=True)
+    node.goes_on(3)
+    assert not caplog.records
+    node.clock.wall_is_off_s = off_s
+    assert node.goes_on(10) == 0.0
+    node.clock.wall_is_off_s = 0.0
+    assert node.goes_on(10) == 0.0
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert f"{abs(off_s):.1f} s {where} cluster time" in said[0]
+    assert "agrees with cluster time again" in said[1]
