@@ -9,10 +9,15 @@ from contextlib import ExitStack
 from typing import Any
 from weakref import WeakSet
 
+import hypothesis
 import pytest
 
 from tests.servers import ConsulServer, EtcdServer, RabbitServer, RedisServer, Server
 from tests.wire import Wire
+
+# How long an example takes is the machine's affair: another process beside it must not redden a test.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 #: Seconds that a thread gets to end after the test.
 GRACE_S = 2.0
