@@ -6,7 +6,7 @@ Nothing is done without trust in the view, and every write is an exact swap: the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from celery_distsched.broker import Outcome
@@ -21,9 +21,10 @@ from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool, View
 from celery_distsched.outbox import Outbox
 from celery_distsched.progress import Progress
-from celery_distsched.record import MAX_OPEN, Record
+from celery_distsched.record import MAX_OPEN, Record, Version, may_claim
 from celery_distsched.ring import HashRing, Places
 from celery_distsched.same_redis import SameRedis
+from celery_distsched.schedule_epoch import ScheduleEpoch
 from celery_distsched.settings import Settings
 from celery_distsched.timetable import Timetable
 
@@ -58,7 +59,16 @@ class Dispatch:
         interrupts: Interrupts | None = None,
     ) -> None:
         self.closed = False
-        self.ledger = Ledger(driver, pool, progress, clock, settings, anchor=self._first_record, learnt=self._schedule)
+        self.ledger = Ledger(
+            driver,
+            pool,
+            progress,
+            clock,
+            settings,
+            anchor=self._first_record,
+            learnt=self._schedule,
+            may_take=self._may_take,
+        )
         self._send = send
         self._outbox = Outbox(
             self.ledger, progress, clock, settings, send=self._send_named, probe=probe, may_send=self._may_go_on
@@ -74,6 +84,10 @@ class Dispatch:
         self._places = Places.of(())
         self._share: set[str] = set()
         self._followed: tuple[HashRing, str | None] | None = None
+        self._schedule_epoch = ScheduleEpoch(0, "")
+        self._epochs: Collection[int] = ()
+        #: Entries of my share of which a live node has a newer version.
+        self._yielded: set[str] = set()
         self._timetable = Timetable()
         self._reported: set[str] = set()
 
@@ -101,7 +115,10 @@ class Dispatch:
 
     def _work(self, view: View) -> None:
         ledger, outbox = self.ledger, self._outbox
+        if view.schedule is None:
+            return
         self._follow(view)
+        self._follow_epochs(view.schedule, view.epochs)
         ledger.repeat()
         ledger.read(ledger.unread)
         ledger.watch()
@@ -128,6 +145,18 @@ class Dispatch:
             self._schedule(name)
         nodes = ", ".join(sorted(view.ring.nodes))
         logger.info("%d of %d entries are mine; nodes: %s", len(share), len(self._entries), nodes)
+
+    def _follow_epochs(self, mine: ScheduleEpoch, live: Collection[int]) -> None:
+        """Take in which schedules are alive: of an entry the newest version runs."""
+        if (self._schedule_epoch, self._epochs) == (mine, live):
+            return
+        look_again = self._yielded if self._schedule_epoch == mine else self._share
+        self._schedule_epoch, self._epochs = mine, live
+        for name in list(look_again):
+            self._schedule(name)
+
+    def _version(self, planned: PlannedEntry) -> Version:
+        return Version(planned.fingerprint, self._schedule_epoch.epoch)
 
     # Claim, publish, confirm
 
@@ -201,10 +230,12 @@ class Dispatch:
         record = holding.record
         if record is None:
             return None
-        if record.paused == planned.enabled:
-            # Switched on: it starts from now, and nothing of the past is run. Switched off: noted for that day.
-            last = max(record.last, now) if planned.enabled else record.last
-            return Move(record.text(), replace(record, last=last, paused=not planned.enabled), fenced=True)
+        mine = self._version(planned)
+        if not may_claim(record.version, mine, self._epochs):
+            return None
+        if (ready := self._ready(planned, record, now)) != record:
+            dropped = {at: mark for at, mark in record.open.items() if at not in ready.open}
+            return Move(record.text(), ready, fenced=True, dropped=dropped)
         if not planned.enabled:
             return None
         room = MAX_OPEN - len(record.open) + len(holding.instants(Phase.DONE))
@@ -214,7 +245,7 @@ class Dispatch:
         if planned.rule is None:
             is_due, again_s = ask(planned.entry.schedule, record.last, now)
             self._timetable.set(name, now + microseconds(max(again_s, 0.01)))
-            return self.ledger.advance(name, claim=(now,)) if is_due and now > record.last else None
+            return self.ledger.advance(name, claim=(now,), version=mine) if is_due and now > record.last else None
         found = due(
             planned.rule, record.last, now, planned.catch_up, self._settings.hand_over_s, self._jitter_of(planned)
         )
@@ -222,7 +253,34 @@ class Dispatch:
         if any(not record.last < instant <= now for instant in claim):
             raise AssertionError(f"claiming {claim} after {record.last} at {now}")
         upto = found.upto if claim == found.send else claim[-1]
-        return self.ledger.advance(name, claim=claim, upto=upto, skipped=found.skipped)
+        return self.ledger.advance(name, claim=claim, upto=upto, skipped=found.skipped, version=mine)
+
+    def _ready(self, planned: PlannedEntry, record: Record, now: int) -> Record:
+        """Return the record as it has to be before this version of the entry is claimed: mostly as it is."""
+        if self._is_back(planned.name, record):
+            # What was left open when it went away nobody waits for any more.
+            since = self._schedule_epoch.since_us
+            record = replace(record, last=since, open={at: mark for at, mark in record.open.items() if at > since})
+        if record.paused == planned.enabled:
+            # Switched on: it starts from now, and nothing of the past is run. Switched off: noted for that day.
+            last = max(record.last, now) if planned.enabled else record.last
+            record = replace(record, last=last, paused=not planned.enabled)
+        if record.version is not None and record.version.fingerprint != planned.fingerprint:
+            record = replace(record, version=self._version(planned))
+        return record
+
+    def _is_back(self, name: str, record: Record) -> bool:
+        """Whether an entry was away, removed by a deploy, and has come back with the schedule of this node."""
+        schedule = self._schedule_epoch
+        # What is as young as a hand-over has not been away.
+        return record.last < schedule.since_us - microseconds(self._settings.hand_over_s) and schedule.is_back(name)
+
+    def _may_take(self, name: str) -> bool:
+        planned, holding = self._entries.get(name), self.ledger.holdings.get(name)
+        if planned is None or holding is None or holding.record is None:
+            return False
+        record = holding.record
+        return may_claim(record.version, self._version(planned), self._epochs) and not self._is_back(name, record)
 
     def _send_named(self, name: str, instant: int, attempt: int) -> Outcome:
         planned = self._entries.get(name)
@@ -245,12 +303,18 @@ class Dispatch:
             self._timetable.drop(name)
             return
         record, now = self.ledger.holdings[name].record, self._now_us()
+        if record is not None and not may_claim(record.version, self._version(planned), self._epochs):
+            self._yield(name)
+            return
+        self._yielded.discard(name)
         if record is not None and record.last > now + microseconds(self._settings.hand_over_s):
             self._report_future(name, record.last)
-        if record is None or (record.paused and not planned.enabled):
+        if record is None:
             self._timetable.drop(name)
-        elif record.paused or not planned.enabled or planned.rule is None:
+        elif planned.rule is None or self._ready(planned, record, now) is not record:
             self._timetable.set(name, now)
+        elif not planned.enabled:
+            self._timetable.drop(name)
         else:
             try:
                 after = planned.rule.after(record.last)
@@ -259,6 +323,12 @@ class Dispatch:
                 self._timetable.set(name, after + self._jitter_of(planned)(after))
             except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
                 self._give_up_for_now(name, exc)
+
+    def _yield(self, name: str) -> None:
+        self._timetable.drop(name)
+        if name not in self._yielded:
+            self._yielded.add(name)
+            logger.debug("entry %r: a live node has a newer version of it, which runs", name)
 
     def _jitter_of(self, planned: PlannedEntry) -> Callable[[int], int]:
         rule, spread_s = planned.rule, planned.jitter_s
@@ -285,7 +355,8 @@ class Dispatch:
             )
 
     def _first_record(self, name: str) -> Record:
-        return Record(self._now_us(), paused=not self._entries[name].enabled)
+        planned = self._entries[name]
+        return Record(self._now_us(), paused=not planned.enabled, version=self._version(planned))
 
     def _now_us(self) -> int:
         now = self._pool.now_us()

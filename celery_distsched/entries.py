@@ -15,7 +15,9 @@ from celery.schedules import crontab
 from kombu.serialization import dumps
 
 from celery_distsched.errors import ConfigError
+from celery_distsched.fingerprint import fingerprint
 from celery_distsched.instants import CatchUp, Rule, cron, rule_for
+from celery_distsched.schedule_epoch import RESERVED
 from celery_distsched.settings import CATCH_UPS, Settings, not_negative, one_of, seconds, truth
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ class PlannedEntry:
     catch_up: CatchUp
     jitter_s: float = 0.0
     enabled: bool = True
+    #: Tells versions of the entry apart.
+    fingerprint: str = "0"
 
     @property
     def name(self) -> str:
@@ -71,6 +75,8 @@ def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) 
     for key in ours:
         if key not in _CHECKS:
             raise _unknown(key, tuple(_CHECKS), " in distsched_entries")
+    if name.startswith(RESERVED):
+        raise ConfigError("its name begins with a NUL, which is for the scheduler's own records: give it another")
     if not name or _ADDRESS.search(name):
         raise ConfigError(
             "the name is different in each process, so no two beats would agree on it: give the entry one of its own,"
@@ -120,6 +126,7 @@ def plan(entry: ScheduleEntry, app: Celery, settings: Settings) -> PlannedEntry:
         ),
         jitter_s=ours.get("jitter", 0.0),
         enabled=ours.get("enabled", True),
+        fingerprint=fingerprint(entry, ours),
     )
 
 

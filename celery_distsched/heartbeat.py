@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.drivers.base import Driver
 from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
-from celery_distsched.node_pool import Info, NodePool, free_ordinal
+from celery_distsched.node_pool import Info, NodePool, View, free_ordinal
 from celery_distsched.progress import Progress
+from celery_distsched.schedule_epoch import register
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,10 @@ class Heartbeat:
     ) -> None:
         self.driver = driver
         self.pool = pool
-        #: Digest of the names of this node's entries: nodes with the same one share a ring.
+        #: Digest of this node's schedule: nodes with the same one share a ring.
         self.digest = ""
+        #: The names of its entries.
+        self.names: Collection[str] = ()
         #: An error that nothing but a change of the configuration mends; raised by the next tick.
         self.refusal: ConfigError | None = None
         self._clock = clock
@@ -107,7 +110,7 @@ class Heartbeat:
                 me = self._join()
         elif self._fit() and self._renewal_due():
             asked_at = self._clock.elapsed()
-            active = self._progress.ready
+            active = self._active()
             store_us = self.driver.renew(me, self._info(active).text())
             self._renewed(me, asked_at, store_us, active)
         members = self.driver.members()
@@ -115,6 +118,9 @@ class Heartbeat:
         if me is not None:
             # Two that joined at the same moment have not seen each other before: the later by name gives way.
             self._refuse_strangers({other: info for other, info in view.alive.items() if other < me})
+            if not self._registered() and self._register(view):
+                view = self.pool.observe(members, self.digest)
+                self.wake()
         for membership in view.dead.intersection(members):
             # A dead node's fence must be void before anybody takes over what it has claimed.
             self.driver.remove(membership)
@@ -141,7 +147,23 @@ class Heartbeat:
 
     def _renewal_due(self) -> bool:
         due = self._clock.elapsed() - self._renewed_at >= self._renew_s
-        return due or self._progress.ready != self._renewed_active
+        return due or self._active() != self._renewed_active
+
+    def _active(self) -> bool:
+        """Whether this node is to be on the ring: its records are loaded, and its schedule has its place."""
+        return self._progress.ready and self._registered()
+
+    def _registered(self) -> bool:
+        return self.pool.schedule is not None and self.pool.schedule.digest == self.digest
+
+    def _register(self, view: View) -> bool:
+        live = {info.digest: info.epoch for info in view.alive.values() if info.epoch}
+        digest, names = self.digest, self.names
+        self.pool.schedule = register(self.driver, digest, names, live, self.pool.now_us() or 0)
+        if self.pool.schedule is None:
+            return False
+        logger.info("this node's schedule has epoch %d", self.pool.schedule.epoch)
+        return True
 
     def _join(self) -> str:
         alive = self.pool.observe(self.driver.members(), self.digest).alive
@@ -178,6 +200,7 @@ class Heartbeat:
             active=active,
             wall_us=microseconds(self._clock.wall()),
             cluster_us=self.pool.now_us() or 0,
+            epoch=self.pool.schedule.epoch if self.pool.schedule is not None and self._registered() else 0,
         )
 
     def _lost(self) -> None:

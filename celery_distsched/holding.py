@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from celery_distsched.record import HANDED_BACK, Record, node_of
+from celery_distsched.record import HANDED_BACK, Record, Version, node_of
 
 
 class Phase(Enum):
@@ -98,6 +98,7 @@ class Holding:
         skipped: int = 0,
         gone: Callable[[str], bool] | None = None,
         at_most_once: bool = False,
+        version: Version | None = None,
     ) -> Move | None:
         """Confirm, take over and claim in one swap; None if that changes nothing.
 
@@ -108,6 +109,7 @@ class Holding:
             skipped: How many instants that passes over.
             gone: Whether a mark belongs to a node that is dead; given by the owner of the entry only.
             at_most_once: Drop the marks of dead nodes instead of sending again.
+            version: The version of the entry that is claimed.
         """
         before = self.record
         if before is None:
@@ -126,7 +128,7 @@ class Holding:
             elif gone is not None and gone(mark):
                 (dropped if at_most_once else taken)[at] = mark
         new = base.without(tuple(dropped)).marked((*taken, *claim), me)
-        new = Record(max([before.last, upto or 0, *claim]), new.open, new.paused)
+        new = replace(new, last=max([before.last, upto or 0, *claim]), version=version if claim else new.version)
         if new == before:
             return None
         if not taken and not dropped and not claim and new.last == before.last:

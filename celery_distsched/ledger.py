@@ -16,7 +16,7 @@ from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.holding import Holding, Move
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
-from celery_distsched.record import HANDED_BACK, Record, node_of
+from celery_distsched.record import HANDED_BACK, Record, Version, node_of
 from celery_distsched.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class Ledger:
         *,
         anchor: Callable[[str], Record],
         learnt: Callable[[str], None],
+        may_take: Callable[[str], bool] = lambda name: True,
     ) -> None:
         """Keep what is needed.
 
@@ -51,6 +52,7 @@ class Ledger:
             settings: The user's.
             anchor: Makes the first record of an entry that there is none of.
             learnt: Called with the name of an entry of the share whose record is now known, or has changed.
+            may_take: Whether what the dead left open of an entry is for this node to take over.
         """
         self.share: Collection[str] = ()
         #: My membership, as these holdings know it.
@@ -68,6 +70,7 @@ class Ledger:
         self._settings = settings
         self._anchor = anchor
         self._learnt = learnt
+        self._may_take = may_take
         #: Entries of mine with somebody else's open mark.
         self._watched: set[str] = set()
         self._watched_at = float("-inf")
@@ -264,7 +267,14 @@ class Ledger:
                 moves[name] = move
         self.swap(moves)
 
-    def advance(self, name: str, claim: tuple[int, ...] = (), upto: int | None = None, skipped: int = 0) -> Move | None:
+    def advance(
+        self,
+        name: str,
+        claim: tuple[int, ...] = (),
+        upto: int | None = None,
+        skipped: int = 0,
+        version: Version | None = None,
+    ) -> Move | None:
         """Return the move that confirms, takes over and claims what can be of an entry; see `Holding.advance`."""
         if not self.free(name):
             return None
@@ -273,8 +283,9 @@ class Ledger:
             claim=claim,
             upto=upto,
             skipped=skipped,
-            gone=self._gone if name in self.share else None,
+            gone=self._gone if name in self.share and self._may_take(name) else None,
             at_most_once=self._settings.at_most_once,
+            version=version,
         )
 
     def confirms(self, most: int | None = None) -> dict[str, Move]:

@@ -17,6 +17,7 @@ from celery_distsched.cluster_time import ClusterTime
 from celery_distsched.drivers.base import Member
 from celery_distsched.record import node_of
 from celery_distsched.ring import HashRing
+from celery_distsched.schedule_epoch import ScheduleEpoch
 
 #: Seconds for which a dead membership is remembered after it has gone from the store.
 _REMEMBER_S = 600.0
@@ -82,11 +83,19 @@ class View:
     watching_since: float = float("inf")
     #: Cluster time is `Clock.elapsed` plus this, in microseconds.
     offset_us: int | None = None
+    #: My schedule's place among those of the cluster; None before it is known.
+    schedule: ScheduleEpoch | None = None
 
     @cached_property
     def node_ids(self) -> frozenset[str]:
         """Ids of the live nodes, whatever their memberships."""
         return frozenset(map(node_of, self.alive))
+
+    @cached_property
+    def epochs(self) -> frozenset[int]:
+        """Epochs of the schedules that live nodes carry."""
+        mine = () if self.schedule is None else (self.schedule.epoch,)
+        return frozenset((*mine, *(info.epoch for info in self.alive.values())))
 
 
 class NodePool:
@@ -98,6 +107,7 @@ class NodePool:
         #: What a write that was checked just before the end of trust may still take.
         self.margin_s = min(ttl_s / 10, 0.5)
         self.view = View()
+        self.schedule: ScheduleEpoch | None = None
         self._clock = clock
         self._pulses: dict[str, tuple[str, float]] = {}
         self._time = ClusterTime(clock, ttl_s)
@@ -177,6 +187,7 @@ class NodePool:
             polled_at=polled_at,
             watching_since=since,
             offset_us=self._time.offset_us,
+            schedule=self.schedule,
         )
         return self.view
 

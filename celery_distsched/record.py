@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 #: In place of a membership: handed back by a node that left; whoever owns the entry sends it.
 HANDED_BACK = "-"
 #: Open marks that one record may hold; more instants wait until these are confirmed.
 MAX_OPEN = 32
+
+
+class Version(NamedTuple):
+    """Of an entry: what it looks like, and the epoch of the schedule that carries it."""
+
+    fingerprint: str
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class Record:
     open: Mapping[int, str] = field(default_factory=dict)
     #: The entry was switched off; switching it on again starts from that moment.
     paused: bool = False
+    #: The version that was last claimed, or is to be claimed next; None: none has been yet.
+    version: Version | None = None
 
     @classmethod
     def parse(cls, text: str) -> Record:
@@ -32,10 +42,12 @@ class Record:
         try:
             stored = json.loads(text)
             last, marks, paused = stored["last"], stored.get("open", {}), stored.get("paused", False)
-            record = cls(last, {int(instant): mark for instant, mark in marks.items()}, paused)
+            version = Version(*stored["version"]) if "version" in stored else None
+            record = cls(last, {int(instant): mark for instant, mark in marks.items()}, paused, version)
         except (KeyError, TypeError, AttributeError, ValueError) as exc:
             raise ValueError(f"not a record: {text[:80]!r} ({exc!r})") from exc
-        if type(last) is not int or type(paused) is not bool or not all(type(m) is str for m in record.open.values()):
+        right = type(last) is int and type(paused) is bool and all(type(mark) is str for mark in record.open.values())
+        if not right or (version and not (str(version.fingerprint).isalnum() and type(version.epoch) is int)):
             raise ValueError(f"not a record: {text[:80]!r}")
         return record
 
@@ -43,12 +55,16 @@ class Record:
         """Return the record as it is stored. Equal records have equal texts."""
         if not self.open and not self.paused:
             # Nearly every record, nearly always; `json` would take ten times as long.
-            return f'{{"last":{self.last}}}'
+            if self.version is None:
+                return f'{{"last":{self.last}}}'
+            return f'{{"last":{self.last},"version":["{self.version.fingerprint}",{self.version.epoch}]}}'
         stored: dict[str, object] = {"last": self.last}
         if self.open:
             stored["open"] = {str(instant): self.open[instant] for instant in sorted(self.open)}
         if self.paused:
             stored["paused"] = True
+        if self.version:
+            stored["version"] = self.version
         return json.dumps(stored, separators=(",", ":"))
 
     def marked(self, instants: tuple[int, ...], mark: str) -> Record:
@@ -60,6 +76,19 @@ class Record:
         if self.open.keys().isdisjoint(instants):
             return self
         return replace(self, open={at: mark for at, mark in self.open.items() if at not in instants})
+
+
+def may_claim(version: Version | None, mine: Version, live: Collection[int]) -> bool:
+    """Whether a node with this version of an entry may claim, given the record's and the epochs of the live nodes.
+
+    Of the versions that live nodes carry the newest wins; an old one starts again only when nobody has a newer one.
+    """
+    return (
+        version is None
+        or version.fingerprint == mine.fingerprint
+        or version.epoch < mine.epoch
+        or version.epoch not in live
+    )
 
 
 def node_of(mark: str) -> str:

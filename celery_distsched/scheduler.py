@@ -283,8 +283,9 @@ class _Node:
     def take_on(self, planned: Mapping[str, PlannedEntry], version: int) -> None:
         """Work by this schedule from now on, and tell the others which entries it has."""
         self.planned_version = version
-        names = "\0".join(sorted(planned))
-        self.heartbeat.digest = blake2b(names.encode(), digest_size=16).hexdigest()
+        versions = "\0".join(f"{name}\0{planned[name].fingerprint}" for name in sorted(planned))
+        self.heartbeat.names = tuple(planned)
+        self.heartbeat.digest = blake2b(versions.encode(), digest_size=16).hexdigest()
         self.dispatch.set_entries(planned)
 
 

@@ -1,0 +1,131 @@
+"""Which schedule is the newest: in a deploy the beats carry different ones, and of an entry the newest version wins.
+
+The store numbers the schedules. Whoever joins with one that no live node has registers it under the next number, its
+*epoch*; whoever has the same one as a live node takes that one's. The register holds which entries the newest schedule
+has and which the one before had. So an entry that comes back after having been away is told from one that was there all
+the time: it starts from now, and nothing of the past is run.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from celery_distsched.drivers.base import Driver, Swap
+from celery_distsched.ring import point
+
+#: Where the register is kept, in the ledger; no entry may have a name that begins like this.
+RESERVED = "\0"
+_KEY = f"{RESERVED}schedule"
+#: With ten bits an entry, about one absent name in a hundred looks present.
+_BITS_PER_NAME = 10
+_PROBES = 7
+#: Two of them, as text, must fit into the 512 KiB that Consul holds in one key. Beyond 144,000 entries more of the
+#: absent look present.
+_MOST_BYTES = 180_000
+_EMPTY = b"\0"
+
+
+@dataclass(frozen=True)
+class NameFilter:
+    """A set of names in ten bits each (a Bloom filter): it knows every name in it, and takes a few others for known."""
+
+    bits: bytes = field(default=_EMPTY, repr=False)
+
+    @classmethod
+    def of(cls, names: Collection[str]) -> NameFilter:
+        """Put these names in."""
+        bits = bytearray(min(max(len(names) * _BITS_PER_NAME // 8, 8), _MOST_BYTES))
+        for name in names:
+            for at in _places(name, len(bits) * 8):
+                bits[at >> 3] |= 1 << (at & 7)
+        return cls(bytes(bits))
+
+    def __contains__(self, name: str) -> bool:
+        return all(self.bits[at >> 3] >> (at & 7) & 1 for at in _places(name, len(self.bits) * 8))
+
+
+def _places(name: str, size: int) -> Iterator[int]:
+    first, second = divmod(point(name), 1 << 32)
+    return ((first + probe * (second | 1)) % size for probe in range(_PROBES))
+
+
+@dataclass(frozen=True)
+class ScheduleEpoch:
+    """The register's newest schedule."""
+
+    epoch: int
+    digest: str
+    #: When it was registered, in microseconds of cluster time.
+    since_us: int = 0
+    names: NameFilter = field(default_factory=NameFilter, repr=False)
+    #: What the schedule before had; None: not known, so nothing is said to be back.
+    before: NameFilter | None = field(default=None, repr=False)
+
+    def is_back(self, name: str) -> bool:
+        """Whether an entry of this schedule was missing from the one before, though it may have run long ago."""
+        return self.before is not None and name not in self.before
+
+    def text(self) -> str:
+        """Return the register as it is stored."""
+        stored = {"epoch": self.epoch, "digest": self.digest, "since": self.since_us, "names": _text(self.names)}
+        if self.before is not None:
+            stored["before"] = _text(self.before)
+        return json.dumps(stored, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, text: str) -> ScheduleEpoch | None:
+        """Read the register; None where it is not one."""
+        try:
+            stored = json.loads(text)
+            before = stored.get("before")
+            found = cls(
+                int(stored["epoch"]),
+                str(stored["digest"]),
+                int(stored["since"]),
+                _filter(stored["names"]),
+                None if before is None else _filter(before),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return found
+
+
+def _text(names: NameFilter) -> str:
+    return b64encode(names.bits).decode()
+
+
+def _filter(text: str) -> NameFilter:
+    return NameFilter(b64decode(text, validate=True) or _EMPTY)
+
+
+def register(
+    driver: Driver, digest: str, names: Collection[str], live: Mapping[str, int], now_us: int
+) -> ScheduleEpoch | None:
+    """Return the epoch of a schedule, after registering it where no live node has it; None: ask again.
+
+    Args:
+        driver: The store.
+        digest: That of the schedule.
+        names: Its entries.
+        live: Digest → epoch of the schedules that live nodes have.
+        now_us: Cluster time.
+
+    Raises:
+        StoreUnavailable: Whether it was registered is unknown; ask again.
+    """
+    (text,) = driver.read([_KEY])
+    newest = None if text is None else ScheduleEpoch.parse(text)
+    if newest is not None and newest.digest == digest:
+        return newest
+    if live.get(digest):
+        # An older one, of which a node still lives.
+        return ScheduleEpoch(live[digest], digest)
+    epoch = 1 + max(newest.epoch if newest else 0, *live.values(), 0)
+    # What other live nodes carry beside the newest schedule has not been away.
+    alone = newest is not None and live.keys() <= {newest.digest}
+    mine = ScheduleEpoch(epoch, digest, now_us, NameFilter.of(names), newest.names if newest and alone else None)
+    (answer,) = driver.swap([Swap(_KEY, text, mine.text())])
+    return mine if answer.won else None
