@@ -26,6 +26,7 @@ from celery_distsched.ring import HashRing, Places
 from celery_distsched.same_redis import SameRedis
 from celery_distsched.schedule_epoch import ScheduleEpoch
 from celery_distsched.settings import Settings
+from celery_distsched.store_loss import StoreLoss
 from celery_distsched.timetable import Timetable
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ class Dispatch:
         self._places = Places.of(())
         self._share: set[str] = set()
         self._followed: tuple[HashRing, str | None] | None = None
+        self._trusted_until = float("-inf")
+        self._store_loss = StoreLoss(driver, self.ledger, pool, progress, clock, lambda: self._entries)
         self._schedule_epoch = ScheduleEpoch(0, "")
         self._epochs: Collection[int] = ()
         #: Entries of my share of which a live node has a newer version.
@@ -120,19 +123,24 @@ class Dispatch:
         self._follow(view)
         self._follow_epochs(view.schedule, view.epochs)
         ledger.repeat()
-        ledger.read(ledger.unread)
-        ledger.watch()
-        ledger.take_over()
-        self._progress.ready = not ledger.unread
+        settled = self._store_loss.settled(view)
+        if settled:
+            ledger.read(ledger.unread)
+            ledger.watch()
+            ledger.take_over()
+            self._progress.ready = not ledger.unread or ledger.suspicious
         outbox.reopen()
         outbox.send(ledger.busy, self._confirm)
-        self._claim_and_send()
+        if settled:
+            self._claim_and_send()
         self._confirm()
 
     def _follow(self, view: View) -> None:
         """Take in a new membership of mine, a new ring, or a new schedule."""
         if view.me is not None and view.me != self.ledger.me:
-            self.ledger.rejoined(view.me)
+            # Who was never without trust has not been called dead by anybody.
+            self.ledger.rejoined(view.me, doubtful=self._clock.elapsed() > self._trusted_until)
+        self._trusted_until = view.trusted_until
         if self._followed == (view.ring, view.place):
             return
         share = self._places.share(view.ring, view.place) if view.place else set()

@@ -45,7 +45,7 @@ class Heartbeat:
         self._joins = 0
         self._ordinal: int | None = None
         self._renewed_at = float("-inf")
-        self._renewed_active = False
+        self._renewed_state: tuple[bool, str] = (False, "")
         self._rejoin_after_tick = -1
         self._outage: str | None = None
         self._stalled = False
@@ -110,9 +110,9 @@ class Heartbeat:
                 me = self._join()
         elif self._fit() and self._renewal_due():
             asked_at = self._clock.elapsed()
-            active = self._active()
-            store_us = self.driver.renew(me, self._info(active).text())
-            self._renewed(me, asked_at, store_us, active)
+            state = self._state()
+            store_us = self.driver.renew(me, self._info(*state).text())
+            self._renewed(me, asked_at, store_us, state)
         members = self.driver.members()
         view = self.pool.observe(members, self.digest)
         if me is not None:
@@ -147,11 +147,11 @@ class Heartbeat:
 
     def _renewal_due(self) -> bool:
         due = self._clock.elapsed() - self._renewed_at >= self._renew_s
-        return due or self._active() != self._renewed_active
+        return due or self._state() != self._renewed_state
 
-    def _active(self) -> bool:
-        """Whether this node is to be on the ring: its records are loaded, and its schedule has its place."""
-        return self._progress.ready and self._registered()
+    def _state(self) -> tuple[bool, str]:
+        """What others wait for: that I have my records, and my schedule its epoch; and my generation of the ledger."""
+        return self._progress.ready and self._registered(), self._progress.generation
 
     def _registered(self) -> bool:
         return self.pool.schedule is not None and self.pool.schedule.digest == self.digest
@@ -174,8 +174,9 @@ class Heartbeat:
         me = f"{self.pool.node_id}#{self._joins}"
         self._progress.ready = False
         asked_at = self._clock.elapsed()
-        store_us = self.driver.join(me, self._info(active=False).text())
-        self._renewed(me, asked_at, store_us, active=False)
+        state = (False, self._progress.generation)
+        store_us = self.driver.join(me, self._info(*state).text())
+        self._renewed(me, asked_at, store_us, state)
         logger.info("joined %s as %s", self.driver.url.masked, me)
         return me
 
@@ -187,17 +188,18 @@ class Heartbeat:
                 f" and this is {self._cluster}: give one of them another distsched_namespace"
             )
 
-    def _renewed(self, me: str, asked_at: float, store_us: int | None, active: bool) -> None:
+    def _renewed(self, me: str, asked_at: float, store_us: int | None, state: tuple[bool, str]) -> None:
         self.pool.renewed(me, asked_at, store_us)
-        self._renewed_at, self._renewed_active = asked_at, active
+        self._renewed_at, self._renewed_state = asked_at, state
 
-    def _info(self, active: bool) -> Info:
+    def _info(self, active: bool, generation: str) -> Info:
         return Info(
             host=self._host,
             ordinal=self._ordinal or 0,
             digest=self.digest,
             cluster=self._cluster,
             active=active,
+            generation=generation,
             wall_us=microseconds(self._clock.wall()),
             cluster_us=self.pool.now_us() or 0,
             epoch=self.pool.schedule.epoch if self.pool.schedule is not None and self._registered() else 0,

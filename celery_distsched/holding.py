@@ -151,6 +151,54 @@ class Holding:
             return None
         return Move(self.record.text(), new, fenced=False, dropped=dropped)
 
+    def restoring(
+        self,
+        me: str,
+        stored: str | None,
+        record: Record | None,
+        *,
+        gone: Callable[[str], bool],
+        doubtful: bool = False,
+        at_most_once: bool = False,
+    ) -> Move | None:
+        """Put back what a store that lost data has forgotten of this entry; None if that is nothing.
+
+        Args:
+            me: My membership.
+            stored: What the store holds now.
+            record: The same, understood; None: there is no record.
+            gone: Whether a mark belongs to a node that is dead: it cannot put it back itself.
+            doubtful: I was away for so long that what I held may have been taken over and sent before the loss.
+            at_most_once: What may have been sent is not sent again.
+        """
+        known = self.record or record
+        if known is None:
+            return None
+        marks = dict(record.open) if record else {}
+        # I know best what I have yet to send: no other mark of mine can stand for anything.
+        marks = {at: mark for at, mark in marks.items() if node_of(mark) != node_of(me) or self._to_send(at)}
+        dropped = {}
+        for at in filter(self._to_send, self.phases):
+            settled = doubtful and at not in marks and record is not None and record.last >= at
+            if node_of(marks.get(at, me)) != node_of(me) or (settled and not at_most_once):
+                continue
+            if doubtful and at_most_once and at not in marks:
+                dropped[at] = me
+            else:
+                marks[at] = me
+        for at, mark in known.open.items():
+            forgotten = at not in marks and (record is None or at > record.last)
+            if forgotten and node_of(mark) != node_of(me) and (mark == HANDED_BACK or gone(mark)):
+                marks[at] = mark
+        base = record or known
+        new = replace(base, last=max(base.last, known.last), open=marks, version=_newer(base.version, known.version))
+        if new == record:
+            return None
+        return Move(stored, new, fenced=True, dropped=dropped)
+
+    def _to_send(self, at: int) -> bool:
+        return self.phases.get(at, Phase.DONE) is not Phase.DONE
+
     # What an answer means
 
     def learn(self, record: Record, me: str | None) -> list[int]:
@@ -184,3 +232,7 @@ class Holding:
         for at, phase in self.phases.items():
             if phase in (Phase.CLAIMED, Phase.SENDING):
                 self.phases[at] = Phase.FORMER
+
+
+def _newer(one: Version | None, other: Version | None) -> Version | None:
+    return max((one, other), key=lambda version: version.epoch if version else -1)

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 ClaimAndPush = Callable[[Sequence[Claim], str], Sequence[Answer | PushRefused]]
 
+#: Seconds for which the record of an entry is remembered that is no longer mine.
+_REMEMBER_S = 600.0
 #: Seconds between two attempts at a swap that was not answered.
 _REPEAT_S = 0.1
 
@@ -63,6 +65,10 @@ class Ledger:
         #: Entries whose record must be read before anything else is done with them.
         self.unread: set[str] = set()
         self.counts: Counter[str] = Counter()
+        #: A record is older than I remember it, or has gone: the store has lost data.
+        self.suspicious = False
+        #: Until then, on `Clock.elapsed`, what is not in the store is not taken for new.
+        self.anchor_from = float("-inf")
         self._driver = driver
         self._pool = pool
         self._progress = progress
@@ -78,12 +84,18 @@ class Ledger:
         self._absent_since: dict[str, float] = {}
         self._garbage: set[str] = set()
         self._counted: set[tuple[str, int]] = set()
+        #: Of entries that are no longer mine: the record as I knew it, and when.
+        self._memories: dict[str, tuple[Record, float]] = {}
+        #: Entries of mine of which there is no record, and that may not be new.
+        self._absent: set[str] = set()
+        #: I was away for so long that others may have taken over what I held.
+        self._doubtful = False
 
     # Whose
 
-    def rejoined(self, me: str) -> None:
-        """My membership is a new one."""
-        self.me = me
+    def rejoined(self, me: str, *, doubtful: bool = False) -> None:
+        """My membership is a new one; `doubtful`: others may have taken over what I held under the old one."""
+        self.me, self._doubtful = me, doubtful
         for name in self.busy:
             self.holdings[name].rejoined()
             # Its fence is void: it can neither be repeated nor arrive late any more.
@@ -110,30 +122,41 @@ class Ledger:
     def read(self, names: Iterable[str]) -> None:
         """Read these records, and create those that there are none of: the one anchor of each entry."""
         answered = (name for name in names if name not in self.holdings or self.holdings[name].unanswered is None)
-        for batch in _batches(answered, self._driver.max_batch):
+        for batch in batches(answered, self._driver.max_batch):
             records = self._driver.read(batch)
             self._progress.at = self._clock.elapsed()
             anchors = {}
             for name, text in zip(batch, records, strict=True):
                 if text is not None:
                     self._learn(name, text)
-                elif name in self.share:
-                    anchors[name] = Move(None, self._anchor(name), fenced=True)
-                else:
+                elif self.memory(name) is not None:
+                    self.suspicious = True
+                elif name not in self.share:
                     self._forget(name)
+                elif self._clock.elapsed() < self.anchor_from:
+                    self.unread.discard(name)
+                    self._absent.add(name)
+                else:
+                    anchors[name] = Move(None, self._anchor(name), fenced=True)
             self.swap(anchors)
 
     def watch(self) -> None:
         """Read again, at each poll, the records in which somebody else's mark is open: no mark is without a watcher."""
         now = self._clock.elapsed()
+        if self._absent and now >= self.anchor_from:
+            self.unread.update(self._absent)
+            self._absent.clear()
         if now - self._watched_at >= min(self._settings.node_ttl / 10, 0.5):
             self._watched_at = now
             self.read(self._watched)
 
     def _learn(self, name: str, text: str) -> None:
         record = self._parsed(name, text)
+        known = self.memory(name)
         if record is None:
             self._forget(name)
+        elif known is not None and record.last < known.last:
+            self.suspicious = True
         else:
             self._know(name, record)
 
@@ -167,10 +190,44 @@ class Ledger:
             self._forget(name)
 
     def _forget(self, name: str) -> None:
-        self.holdings.pop(name, None)
+        holding = self.holdings.pop(name, None)
+        if holding is not None and holding.record is not None:
+            self._memories[name] = (holding.record, self._clock.elapsed())
+        self._absent.discard(name)
         self.busy.discard(name)
         self.unread.discard(name)
         self._watched.discard(name)
+
+    # After the store has lost data
+
+    def known(self) -> set[str]:
+        """Return the names of all entries of which this node remembers anything."""
+        old = self._clock.elapsed() - _REMEMBER_S
+        self._memories = {name: memory for name, memory in self._memories.items() if memory[1] > old}
+        return {*self.holdings, *self._memories}
+
+    def memory(self, name: str) -> Record | None:
+        """Return the newest record that this node remembers of an entry."""
+        holding = self.holdings.get(name)
+        if holding is not None and holding.record is not None:
+            return holding.record
+        record, at = self._memories.get(name, (None, 0.0))
+        return record if self._clock.elapsed() - at < _REMEMBER_S else None
+
+    def answered(self, name: str) -> bool:
+        """Whether no swap of an entry is out."""
+        holding = self.holdings.get(name)
+        return holding is None or holding.unanswered is None
+
+    def restoring(self, name: str, text: str | None) -> Move | None:
+        """Return the move that puts back what the store has forgotten of an entry; see `Holding.restoring`."""
+        record = None if text is None else self._parsed(name, text)
+        if text is not None and record is None:
+            return None
+        holding = self.holdings.get(name) or Holding(self.memory(name))
+        return holding.restoring(
+            self.me, text, record, gone=self._gone, doubtful=self._doubtful, at_most_once=self._settings.at_most_once
+        )
 
     # Writing
 
@@ -181,7 +238,7 @@ class Ledger:
             StoreUnavailable: The outcome is unknown; the moves are kept, to be repeated before anything else is done.
             LeaseLost: Nothing was written.
         """
-        for names in _batches(moves, self._driver.max_batch):
+        for names in batches(moves, self._driver.max_batch):
             batch = {name: moves[name] for name in names}
             holdings = {name: self.holdings.setdefault(name, Holding()) for name in names}
             fence = self.me if any(move.fenced for move in batch.values()) else None
@@ -343,7 +400,7 @@ class Ledger:
         """Confirm what was sent and free what was not, to leave. Runs on the heartbeat's thread, the loop at rest."""
         waiting = set(self.busy)
         for _ in range(3):
-            for batch in _batches(waiting, self._driver.max_batch):
+            for batch in batches(waiting, self._driver.max_batch):
                 waiting -= self._handed_back(batch)
 
     def _handed_back(self, names: list[str]) -> set[str]:
@@ -368,7 +425,8 @@ class Ledger:
         return set(names) - lost
 
 
-def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
+def batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Yield the names in lists of at most this size."""
     rest = iter(list(names))
     while batch := list(islice(rest, size)):
         yield batch

@@ -76,6 +76,8 @@ class View:
     alive: Mapping[str, Info] = field(default_factory=dict)
     #: Members that have been silent for a TTL.
     dead: frozenset[str] = frozenset()
+    #: Ids of nodes that have gone from the store, and may yet be alive: it has not been a TTL.
+    missing: frozenset[str] = frozenset()
     #: On `Clock.elapsed`.
     trusted_until: float = float("-inf")
     #: When the members were last read, and since when that has gone on without a gap; on `Clock.elapsed`.
@@ -114,6 +116,7 @@ class NodePool:
         self._trusted_until = float("-inf")
         self._me: str | None = None
         self._digest = ""
+        self._missing: frozenset[str] = frozenset()
 
     def now_us(self) -> int | None:
         """Cluster time in microseconds; None before the first join."""
@@ -168,6 +171,8 @@ class NodePool:
             if membership not in dead and info is not None:
                 alive[membership] = info
         self._digest = digest
+        recent = {node_of(m) for m, (_, seen_at) in self._pulses.items() if now - seen_at < self.ttl_s}
+        self._missing = frozenset(recent - set(map(node_of, members)) - {self.node_id})
         # There is no time before the first join: nobody needs it, and nobody could say it.
         if self._me is not None or self._time.offset_us is not None:
             self._time.settle([m for m in alive if m != self._me], now)
@@ -183,6 +188,7 @@ class NodePool:
             place=nodes.get(self._me or ""),
             alive=alive,
             dead=dead,
+            missing=self._missing,
             trusted_until=self._trusted_until,
             polled_at=polled_at,
             watching_since=since,

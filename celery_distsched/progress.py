@@ -15,5 +15,7 @@ class Progress:
     ticks: int = 0
     #: Whether the records of this node's share are loaded.
     ready: bool = False
+    #: The generation of the ledger for which this node has put back what it remembers; empty before it knows one.
+    generation: str = ""
     #: Whether the broker takes messages, as far as is known.
     able: bool = True

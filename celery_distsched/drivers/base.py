@@ -94,6 +94,9 @@ class Driver(ABC):
     min_ttl_s: ClassVar[float] = 1.0
     #: Most swaps in one `swap`, and most keys in one `read`.
     max_batch: ClassVar[int] = 1000
+    #: The server behind the address, as of the last join: another after a failover, or where the data were replaced.
+    #: Empty where the store cannot tell. A store that comes back as it was some time ago is known by it.
+    incarnation: str = ""
     #: What a URL's query and ``distsched_driver_options`` may hold, each with what makes its value from text.
     options: ClassVar[Mapping[str, Any]] = {}
 

@@ -131,13 +131,21 @@ class SQLiteDriver(Driver):
         if not self._lock.acquire(timeout=self.timeout_s):
             raise StoreUnavailable(f"{self._path}: busy for {self.timeout_s:g} s")
         try:
+            self._notice_replaced()
             if self._connection is None:
                 self._connection = self._open()
+                self.incarnation = _identity(self._path)
             yield self._connection
         except (sqlite3.Error, OSError) as exc:
             raise StoreUnavailable(f"{self._path}: {exc}") from exc
         finally:
             self._lock.release()
+
+    def _notice_replaced(self) -> None:
+        """Let go of a file that somebody has removed or replaced: others would open the one that is there now."""
+        if self._connection is not None and _identity(self._path) != self.incarnation:
+            self._connection.close()
+            self._connection = None
 
     def _open(self) -> sqlite3.Connection:
         # SQLite gives its log files the mode of the database, so the mode is set before it opens it.
@@ -154,3 +162,11 @@ class SQLiteDriver(Driver):
             db.close()
             raise
         return db
+
+
+def _identity(path: Path) -> str:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ""
+    return f"{found.st_dev:x}:{found.st_ino:x}"

@@ -1,0 +1,170 @@
+"""What is done when the store has lost data: it comes back empty, without the ledger, or as it was some time ago.
+
+The ledger holds a mark of its own, its *generation*. Whoever finds it gone, or finds another server behind the address
+than the one that it was written on, or a record older than the one it remembers, writes a new one; so everybody learns
+of it. Then each node
+
+1. puts back what it remembers: of each record the later `last`, its own marks (exactly those that it has yet to send),
+   and those that a dead node has left;
+2. claims nothing until every live node has done so, or for one TTL;
+3. leaves alone for two TTLs what is neither there nor remembered, and starts it from now after that. Absent never means
+   due: there is no burst of old runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from celery_distsched.clock import Clock
+from celery_distsched.drivers.base import Driver, Swap
+from celery_distsched.ledger import Ledger, batches
+from celery_distsched.node_pool import NodePool, View
+from celery_distsched.progress import Progress
+from celery_distsched.schedule_epoch import RESERVED
+
+logger = logging.getLogger(__name__)
+
+_KEY = f"{RESERVED}generation"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The ledger's mark of its own."""
+
+    name: str
+    #: The server that it was written on, where the store can tell one from another.
+    server: str
+    #: When the loss was noticed, in microseconds of cluster time; 0: nothing was lost, the ledger was new.
+    since_us: int
+
+    def text(self) -> str:
+        """Return the mark as it is stored."""
+        return json.dumps(self.__dict__, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, text: str | None) -> Generation | None:
+        """Read a mark; None where there is none, or something else."""
+        try:
+            stored = json.loads(text or "")
+            return cls(str(stored["name"]), str(stored["server"]), int(stored["since_us"]))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+class StoreLoss:
+    """Notices that the store has lost data, and puts back what this node remembers. Runs in the scheduler's loop."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        ledger: Ledger,
+        pool: NodePool,
+        progress: Progress,
+        clock: Clock,
+        entries: Callable[[], Collection[str]],
+    ) -> None:
+        self._driver = driver
+        self._ledger = ledger
+        self._pool = pool
+        self._progress = progress
+        self._clock = clock
+        self._entries = entries
+        self._known: Generation | None = None
+        self._checked_at = float("-inf")
+        self._to_put_back: set[str] = set()
+        self._held_until = float("-inf")
+        self._holding = False
+
+    def settled(self, view: View) -> bool:
+        """Look after the store's data; False while nothing may be claimed.
+
+        Raises:
+            StoreUnavailable, LeaseLost: Go on with the next tick.
+        """
+        now = self._clock.elapsed()
+        if self._ledger.suspicious or now - self._checked_at >= min(self._pool.ttl_s / 10, 0.5):
+            self._check(view)
+            self._checked_at = now
+        if self._to_put_back:
+            self._put_back()
+        if self._holding and (now >= self._held_until or self._all_have_put_back(view)):
+            self._holding = False
+            # While everybody wrote, everything may have changed.
+            self._ledger.unread.update(self._ledger.share)
+            logger.warning("the ledger is whole again, as far as anybody remembers it; going on")
+        return not self._holding
+
+    # Notice
+
+    def _check(self, view: View) -> None:
+        (text,) = self._driver.read([_KEY])
+        self._progress.at = self._clock.elapsed()
+        stored, server = Generation.parse(text), self._driver.incarnation
+        known = self._known is not None and stored is not None and stored.name == self._known.name
+        if stored is None or stored.server != server or (known and self._ledger.suspicious):
+            # Where nobody knows of a ledger, there was none: what is not there is new.
+            new = self._known is None and stored is None and not self._others_know(view)
+            stored = Generation(secrets.token_hex(4), server, 0 if new else self._now_us())
+            (answer,) = self._driver.swap([Swap(_KEY, text, stored.text())], view.me)
+            if not answer.won:
+                return
+            known = False
+        self._ledger.suspicious = False
+        if not known:
+            self._take_on(stored)
+
+    def _take_on(self, generation: Generation) -> None:
+        remembers = self._known is not None
+        self._known = generation
+        age_s = (self._now_us() - generation.since_us) / 1e6
+        now, ttl_s = self._clock.elapsed(), self._pool.ttl_s
+        if remembers:
+            logger.error(
+                "the store has lost data, or another server has taken its place (%s): putting back what this node"
+                " remembers; nothing is claimed until all nodes have, for %g s at most",
+                self._driver.url.masked,
+                ttl_s,
+            )
+            self._to_put_back = {*self._entries(), *self._ledger.known()}
+            age_s = 0.0
+        else:
+            self._progress.generation = generation.name
+        self._held_until = now + ttl_s - age_s
+        self._holding = now < self._held_until
+        self._ledger.anchor_from = now + 2 * ttl_s - age_s
+
+    def _others_know(self, view: View) -> bool:
+        return any(info.generation for membership, info in view.alive.items() if membership != view.me)
+
+    # Put back
+
+    def _put_back(self) -> None:
+        for names in batches(self._to_put_back, self._driver.max_batch):
+            answered = [name for name in names if self._ledger.answered(name)]
+            texts = self._driver.read(answered)
+            self._progress.at = self._clock.elapsed()
+            moves = {}
+            for name, text in zip(answered, texts, strict=True):
+                move = self._ledger.restoring(name, text)
+                if move is None:
+                    self._to_put_back.discard(name)
+                else:
+                    moves[name] = move
+            self._ledger.swap(moves)
+            self._to_put_back -= {name for name, move in moves.items() if self._ledger.memory(name) == move.new}
+        self._ledger.suspicious = False
+        if not self._to_put_back and self._known is not None:
+            self._progress.generation = self._known.name
+
+    def _all_have_put_back(self, view: View) -> bool:
+        if self._to_put_back or self._known is None or view.missing:
+            return False
+        others = (info for membership, info in view.alive.items() if membership != view.me)
+        return all(info.generation == self._known.name for info in others)
+
+    def _now_us(self) -> int:
+        return self._pool.now_us() or 0

@@ -1,0 +1,126 @@
+"""Promise 5: a store that comes back without its data is noticed and refilled from what the nodes remember."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from celery_distsched.drivers import Swap
+from celery_distsched.record import Record
+from tests.scheduler.cluster import HOUR_US, HOURLY, Cluster, in_s, now_us, until
+
+STORES = ("sqlite", "redis+zset", "redis+scan")
+NAMES = [f"entry {number}" for number in range(12)]
+
+
+@pytest.fixture
+def ttl_s() -> float:
+    return 1.0
+
+
+@pytest.fixture
+def lose(scheme: str, cluster: Cluster, request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Lose the cluster's ``ledger``, or ``everything`` of it."""
+
+    def in_sqlite(what: str) -> None:
+        with sqlite3.connect(Path(cluster.driver.url.path[1:])) as db:
+            for table in ("ledger",) if what == "ledger" else ("ledger", "node"):
+                db.execute(f"DELETE FROM {table} WHERE namespace = ?", (cluster.namespace,))
+        db.close()
+
+    def in_redis(what: str) -> None:
+        server = request.getfixturevalue("redis_server")
+        with redis.Redis(port=server.port) as client:
+            pattern = f"distsched:{{{cluster.namespace}}}:{'ledger' if what == 'ledger' else '*'}"
+            client.delete(*client.keys(pattern))
+
+    return in_sqlite if scheme == "sqlite" else in_redis
+
+
+@pytest.fixture
+def two_beats(cluster: Cluster) -> list[Any]:
+    beats = [cluster.beat(dict.fromkeys(NAMES, HOURLY)) for _ in range(2)]
+    cluster.together(*beats)
+    until(lambda: all(cluster.record(name) for name in NAMES))
+    return beats
+
+
+def put_back(cluster: Cluster, before: dict[str, Record | None]) -> bool:
+    return all((now := cluster.record(name)) and then and now.last == then.last for name, then in before.items())
+
+
+@pytest.mark.parametrize("scheme", STORES)
+@pytest.mark.parametrize("what", ["ledger", "everything"])
+def test_what_the_nodes_remember_is_put_back_and_nothing_of_the_past_is_run(
+    cluster: Cluster, two_beats: list[Any], lose: Callable[[str], None], what: str
+) -> None:
+    before = {name: cluster.record(name) for name in NAMES}
+    lose(what)
+    until(lambda: put_back(cluster, before), why=lambda: [(name, cluster.record(name)) for name in NAMES])
+    until(lambda: all(beat.ready for beat in two_beats))
+    time.sleep(1)
+    assert cluster.sent() == []
+    assert put_back(cluster, before)
+    assert [beat.failure for beat in two_beats] == [None, None]
+
+
+@pytest.mark.parametrize("scheme", STORES)
+@pytest.mark.parametrize("what", ["ledger", "everything"])
+def test_what_falls_due_meanwhile_is_sent_once(cluster: Cluster, lose: Callable[[str], None], what: str) -> None:
+    due = cluster.seed(*NAMES, last_us=in_s(2.5))
+    beats = [cluster.beat(dict.fromkeys(NAMES, HOURLY)) for _ in range(2)]
+    cluster.together(*beats)
+    assert cluster.sent() == []
+    lose(what)
+    until(lambda: len(cluster.sent()) >= len(NAMES), why=cluster.sent)
+    time.sleep(1)
+    assert sorted((sent.entry, sent.instant_us) for sent in cluster.sent()) == [(name, due) for name in sorted(NAMES)]
+
+
+@pytest.mark.parametrize("scheme", STORES)
+def test_a_record_that_is_older_than_remembered_is_noticed_and_not_replayed(cluster: Cluster) -> None:
+    """A snapshot that was restored, or a replica that lagged: the same generation, on the same server, but older."""
+    beat = cluster.started({"a": {**HOURLY, "schedule": 1.0}, "b": HOURLY})
+    until(lambda: len(cluster.sent("a")) >= 2)
+    while True:
+        (text,) = cluster.driver.read(["a"])
+        assert text is not None
+        older = Record(Record.parse(text).last - 2 * HOUR_US)
+        (answer,) = cluster.driver.swap([Swap("a", text, older.text())])
+        if answer.won:
+            break
+    so_far = len(cluster.sent("a"))
+    until(lambda: len(cluster.sent("a")) >= so_far + 3, why=lambda: beat.failure)
+    instants = [sent.instant_us for sent in cluster.sent("a")]
+    assert instants == list(range(instants[0], instants[-1] + 1, 1_000_000))
+
+
+@pytest.mark.parametrize("scheme", STORES)
+def test_what_nobody_remembers_starts_from_now_after_two_ttls(cluster: Cluster, lose: Callable[[str], None]) -> None:
+    """A beat that comes in the middle of it takes nothing for new, and nothing for due."""
+    cluster.started({"a": HOURLY})
+    until(lambda: cluster.record("a"))
+    lose("ledger")
+    until(lambda: cluster.driver.read(["\0generation"])[0])
+    lost_at = now_us()
+    cluster.started({"a": HOURLY, "b": HOURLY})
+    until(lambda: cluster.record("b"))
+    assert cluster.record("b").last >= lost_at + 1_900_000  # type: ignore[union-attr]
+    assert cluster.record("a").last < lost_at  # type: ignore[union-attr]
+    assert cluster.sent() == []
+
+
+@pytest.mark.parametrize("scheme", ["sqlite"])
+def test_a_file_that_was_replaced_is_let_go_of(cluster: Cluster, two_beats: list[Any]) -> None:
+    before = {name: cluster.record(name) for name in NAMES}
+    path = Path(cluster.driver.url.path[1:])
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    until(lambda: path.exists() and put_back(cluster, before), why=lambda: [beat.failure for beat in two_beats])
+    assert path.stat().st_mode & 0o777 == 0o600
