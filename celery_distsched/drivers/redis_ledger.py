@@ -14,7 +14,10 @@ from urllib.parse import quote
 from redis.exceptions import NoScriptError
 
 from celery_distsched.drivers.base import Answer, Claim, Driver, Elsewhere, PushRefused, Swap
-from celery_distsched.drivers.redis_client import OPTIONS, new_client, translated
+from celery_distsched.drivers.redis_client import new_client
+from celery_distsched.drivers.redis_errors import LED_ASTRAY, translated
+from celery_distsched.drivers.redis_options import OPTIONS
+from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import LeaseLost
 
@@ -62,9 +65,8 @@ class RedisDriver(Driver):
         # Percent-encoded, a namespace can neither close the brace nor be a pattern.
         self._prefix = f"distsched:{{{quote(namespace, safe='')}}}:"
         self._ledger = f"{self._prefix}ledger"
-        secrets = (url.password, self.settings.get("password"), self.settings.get("ssl_password"))
-        self._secrets = [secret for secret in secrets if secret]
-        self._client: Any = new_client(url, self.settings, timeout_s)
+        self._secrets = Secrets(url, self.settings)
+        self._client: Any = self._new_client()
 
     @abstractmethod
     def _fence_key(self, membership: str) -> str:
@@ -95,6 +97,9 @@ class RedisDriver(Driver):
     def server(self) -> tuple[str, int]:
         """Return which server this is, by its run_id, and which of its databases."""
         with self._connected() as client:
+            if "cluster" in self.url.scheme:
+                # The broker's queues lie in other slots: no script may reach both.
+                return "a cluster", 0
             return client.info("server")["run_id"], client.connection_pool.connection_kwargs["db"]
 
     def claim_and_push(self, claims: Sequence[Claim], fence: str, run_id: str) -> list[Answer | PushRefused]:
@@ -127,13 +132,21 @@ class RedisDriver(Driver):
     def close(self) -> None:
         # A new client instead of none: no other thread ever meets a client that is gone. A connection that one is using
         # now is closed with the last reference to it.
-        client, self._client = self._client, new_client(self.url, self.settings, self.timeout_s)
+        client, self._client = self._client, self._new_client()
         client.connection_pool.disconnect(inuse_connections=False)
 
     @contextmanager
     def _connected(self) -> Iterator[Any]:
+        client = self._client
         with translated(self.url, self._prefix, self._secrets):
-            yield self._client
+            try:
+                yield client
+            except LED_ASTRAY:
+                client.connection_pool.disconnect(inuse_connections=False)
+                raise
+
+    def _new_client(self) -> Any:
+        return new_client(self.url, self.settings, self.timeout_s, self._ledger)
 
 
 def microseconds(time: Sequence[str] | None, membership: str) -> int:

@@ -1,0 +1,72 @@
+"""What the errors of redis-py and Redis mean, and what to do about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+from redis import exceptions
+
+from celery_distsched.drivers.secret import Secrets
+from celery_distsched.drivers.url import StoreUrl
+
+#: After one of these the other connections are of no use either: they lead where this one led.
+LED_ASTRAY = (
+    *(exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError),
+    *(exceptions.AskError, exceptions.ClusterDownError, exceptions.MasterDownError),
+)
+
+
+@contextmanager
+def translated(url: StoreUrl, prefix: str, secrets: Secrets) -> Iterator[None]:
+    """Turn what redis-py raises into `StoreUnavailable`, which says how to mend it where that is known.
+
+    Args:
+        url: The store.
+        prefix: What all our keys begin with.
+        secrets: Taken out of what the server said: one that does not know AUTH answers with what it was sent.
+    """
+    try:
+        yield
+    except (redis.RedisError, OSError) as exc:
+        said = f"{type(exc).__name__}: {exc}".rstrip(".")
+        raise secrets.unavailable(url.masked, said, _mend(exc, url, prefix), exc)  # noqa: B904  (it has its cause)
+
+
+def _mend(exc: Exception, url: StoreUrl, prefix: str) -> str:
+    said = str(exc)
+    tls = url.scheme.startswith("rediss")
+    if isinstance(exc, exceptions.AuthenticationError):
+        return f". Write the user and password that the server wants as {url.scheme}://user:password@host:port/0"
+    if isinstance(exc, exceptions.NoPermissionError):
+        return (
+            f". This user must be allowed EVALSHA, EVAL and all reads and writes of the keys {prefix}*;"
+            " the least that does is in docs/stores.md"
+        )
+    if isinstance(exc, exceptions.InvalidResponse):
+        return ". That is not how a Redis answers: is it another server, or one that wants TLS (rediss://)?"
+    if isinstance(exc, exceptions.AskError):
+        if "cluster" in url.scheme:
+            return ". The shard has moved; the next attempt finds it"
+        return f". This is a Redis Cluster: write {'rediss' if tls else 'redis'}+cluster:// and some of its nodes"
+    if "CERTIFICATE_VERIFY_FAILED" in said and "Hostname mismatch" not in said and "IP address mismatch" not in said:
+        return ". Name the file of the authority that signed the server's certificate: ?ssl_ca_certs=/path/ca.pem"
+    if "CERTIFICATE_REQUIRED" in said.upper():
+        return ". Show the client's certificate: ?ssl_certfile=/path/cert.pem&ssl_keyfile=/path/key.pem"
+    if isinstance(exc, exceptions.ConnectionError) and ("closed by server" in said or "Error while reading" in said):
+        if tls:
+            return (
+                ". If that goes on: does it ask for a client certificate"
+                " (?ssl_certfile=/path/cert.pem&ssl_keyfile=/path/key.pem)?"
+            )
+        return ". If that goes on: is it another server, or one that wants TLS (rediss://)?"
+    if isinstance(exc, exceptions.TimeoutError) and "connecting" in said and tls:
+        # A Redis without TLS takes the greeting for the beginning of a command, and waits for the rest.
+        return f". Does it speak TLS? If not, write {url.scheme.replace('rediss', 'redis', 1)}://"
+    if "WRONGTYPE" in said:
+        return (
+            f". A key {prefix}* is not ours, or of the other Redis driver (redis+scan and redis+zset cannot share a "
+            "namespace: let all nodes leave, then change it on all): delete it, or set another distsched_namespace"
+        )
+    return ""
