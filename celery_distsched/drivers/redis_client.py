@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,11 +79,13 @@ def _client(connection: Any, **settings: Any) -> redis.Redis:
 def _sentinels(url: StoreUrl, options: Mapping[str, Any], timeout_s: float) -> Sentinels:
     own = {name: options[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in options}
     settings = {**options.get("sentinel_kwargs", {}), **own}
+    known = inspect.signature(redis.Redis).parameters
+    if unknown := next((name for name in settings if name not in known), None):
+        near = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise _refused(url, f"in sentinel_kwargs there is {unknown!r}, which redis-py does not know{hint}")
     others = options.get("min_other_sentinels", 0)
-    try:
-        return Sentinels(_addresses(url, 26379), timeout_s, settings, options["master_name"], others)
-    except (TypeError, ValueError, redis.RedisError) as exc:
-        raise ConfigError(f"distsched_url {url.masked!r}: sentinel_kwargs are of no use to redis-py: {exc}") from exc
+    return Sentinels(_addresses(url, 26379), timeout_s, settings, options["master_name"], others)
 
 
 def _addresses(url: StoreUrl, port: int) -> list[Address]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,7 +39,8 @@ def _mend(exc: Exception, url: StoreUrl, prefix: str) -> str:
     said = str(exc)
     tls = url.scheme.startswith("rediss")
     if isinstance(exc, exceptions.AuthenticationError):
-        return f". Write the user and password that the server wants as {url.scheme}://user:password@host:port/0"
+        place = "/path/to/redis.sock" if url.scheme.endswith("socket") else "host:port/0"
+        return f". Write the user and password that the server wants as {url.scheme}://user:password@{place}"
     if isinstance(exc, exceptions.NoPermissionError):
         return (
             f". This user must be allowed EVALSHA, EVAL and all reads and writes of the keys {prefix}*;"
@@ -50,11 +52,17 @@ def _mend(exc: Exception, url: StoreUrl, prefix: str) -> str:
         if "cluster" in url.scheme:
             return ". The shard has moved; the next attempt finds it"
         return f". This is a Redis Cluster: write {'rediss' if tls else 'redis'}+cluster:// and some of its nodes"
+    if "no Sentinel could say" in said:
+        if "No such master" in said:
+            return ". Write the name under which the Sentinels know it: ?master_name=…"
+        if re.search("Authentication required|NOAUTH|WRONGPASS|invalid username-password", said):
+            return '. The password of the Sentinels themselves is "sentinel_kwargs": {"password": …} in the options'
+        return ""
     if "CERTIFICATE_VERIFY_FAILED" in said and "Hostname mismatch" not in said and "IP address mismatch" not in said:
         return ". Name the file of the authority that signed the server's certificate: ?ssl_ca_certs=/path/ca.pem"
     if "CERTIFICATE_REQUIRED" in said.upper():
         return ". Show the client's certificate: ?ssl_certfile=/path/cert.pem&ssl_keyfile=/path/key.pem"
-    if isinstance(exc, exceptions.ConnectionError) and ("closed by server" in said or "Error while reading" in said):
+    if isinstance(exc, exceptions.ConnectionError) and re.search("closed by|while (reading|writing)|EOF occ", said):
         if tls:
             return (
                 ". If that goes on: does it ask for a client certificate"

@@ -19,11 +19,13 @@ from celery_distsched.drivers.redis_errors import LED_ASTRAY, translated
 from celery_distsched.drivers.redis_options import OPTIONS
 from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
-from celery_distsched.errors import LeaseLost
+from celery_distsched.errors import LeaseLost, StoreUnavailable
 
 # A membership is kept for this many TTLs after its last renewal. Observers judge who is dead and remove it; Redis only
 # sweeps up what nobody is left to remove, and a step of its clock must not sweep up the living.
 _KEPT_TTLS = 10
+# Of a call's time, how much may be spent on waiting for replicas; the rest is for the network.
+_WAIT_SHARE = 0.6
 
 
 class Script:
@@ -34,6 +36,11 @@ class Script:
         self._source = "\n".join((folder / file).read_text(encoding="utf-8") for file in files)
         # What Redis calls a script by; nothing is signed with it.
         self._hash = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
+
+    def calls(self, keys: Sequence[str], *arguments: str | int) -> Iterator[tuple[str | int, ...]]:
+        """Return the two ways to call it: the second is for a server that does not know it."""
+        yield "EVALSHA", self._hash, len(keys), *keys, *arguments
+        yield "EVAL", self._source, len(keys), *keys, *arguments
 
     def run(self, client: Any, keys: Sequence[str], *arguments: str | int) -> Any:
         """Return the script's answer; safe after a restart or SCRIPT FLUSH."""
@@ -65,6 +72,7 @@ class RedisDriver(Driver):
         # Percent-encoded, a namespace can neither close the brace nor be a pattern.
         self._prefix = f"distsched:{{{quote(namespace, safe='')}}}:"
         self._ledger = f"{self._prefix}ledger"
+        self._replicas = int(self.settings.get("wait_replicas", 0))
         self._secrets = Secrets(url, self.settings)
         self._client: Any = self._new_client()
 
@@ -82,17 +90,43 @@ class RedisDriver(Driver):
     def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
         if not swaps:
             return []
-        arguments = [fence or ""]
+        arguments = [fence or "", "settle" if self._replicas else ""]
         for key, expected, new in swaps:
             arguments += (key, "" if expected is None else f"={expected}", new)
         with self._connected() as client:
-            lost = self.swap_script.run(client, [self._ledger, self._fence_key(fence or "")], *arguments)
+            run = self._settled if self._replicas else self.swap_script.run
+            lost = run(client, [self._ledger, self._fence_key(fence or "")], *arguments)
         if lost is None:
             raise LeaseLost(f"{fence} is not a member any more")
         answers = [Answer(True, swap.new) for swap in swaps]
         for number, record in zip(lost[::2], lost[1::2], strict=True):
             answers[number] = Answer(False, record)
         return answers
+
+    def _settled(self, client: Any, keys: Sequence[str], *arguments: str) -> Any:
+        """Swap, and wait until so many replicas have what is written now.
+
+        A swap that they do not have in time has an unknown outcome: it is repeated until they do, and nothing is sent
+        on the strength of it before.
+        """
+        wait_ms = int(_WAIT_SHARE * self.timeout_s * 1000)
+        for call in self.swap_script.calls(keys, *arguments):
+            # Not a transaction, which could not wait; but one connection, which WAIT is about.
+            with client.pipeline(transaction=False) as steps:
+                lost, acknowledged = (
+                    steps.execute_command(*call).wait(self._replicas, wait_ms).execute(raise_on_error=False)
+                )
+            if not isinstance(lost, NoScriptError):
+                break
+        for answer in (lost, acknowledged):
+            if isinstance(answer, Exception):
+                raise answer
+        if acknowledged < self._replicas and lost is not None:
+            raise StoreUnavailable(
+                f"{self.url.masked}: {acknowledged} replicas have what was written, and wait_replicas asks for"
+                f" {self._replicas}: it is not acted on until they have it"
+            )
+        return lost
 
     def server(self) -> tuple[str, int]:
         """Return which server this is, by its run_id, and which of its databases."""

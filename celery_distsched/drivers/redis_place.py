@@ -48,7 +48,6 @@ class _Guides:
         bounds = {"socket_timeout": patience_s, "socket_connect_timeout": patience_s, "retry": Retry(NoBackoff(), 0)}
         self._settings = {**settings, **bounds, "protocol": 2, "decode_responses": True}
         self._addresses = list(addresses)
-        self._client(("localhost", 1)).close()  # so that settings which redis-py does not know are found out now
 
     def __call__(self) -> Address:
         """Return the address; raises `redis.ConnectionError` naming what each of them said."""
