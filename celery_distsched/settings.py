@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import Celery
 
-from celery_distsched.drivers.url import StoreUrl, without_credentials
+from celery_distsched.drivers.url import StoreUrl, without_credentials, without_password
 from celery_distsched.errors import ConfigError
 
 _PREFIX = "distsched_"
@@ -108,7 +108,7 @@ def _beside_the_broker(app: Celery) -> tuple[StoreUrl, str, dict[str, Any]]:
             f"a file in the working directory, since {scheme}:// is a broker of one host",
             {},
         )
-    shown = without_credentials(first) if scheme else "none"
+    shown = without_password(first) if scheme else "none"
     raise ConfigError(
         f"distsched_url is not set, and the broker ({shown}) cannot hold the schedule. Choose a store that all beats"
         " reach, for example one of:\n"

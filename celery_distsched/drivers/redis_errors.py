@@ -11,6 +11,7 @@ from redis import exceptions
 
 from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
+from celery_distsched.errors import StoreUnavailable
 
 #: After one of these the other connections are of no use either: they lead where this one led.
 LED_ASTRAY = (
@@ -31,8 +32,8 @@ def translated(url: StoreUrl, prefix: str, secrets: Secrets) -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, OSError) as exc:
-        said = f"{type(exc).__name__}: {exc}".rstrip(".")
-        raise secrets.unavailable(url.masked, said, _mend(exc, url, prefix), exc)  # noqa: B904  (it has its cause)
+        said = secrets.masked(f"{type(exc).__name__}: {exc}".rstrip("."))
+        raise StoreUnavailable(f"{url.masked}: {said}{_mend(exc, url, prefix)}") from secrets.harmless(exc)
 
 
 def _mend(exc: Exception, url: StoreUrl, prefix: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import quote
 
 from celery_distsched.drivers.url import StoreUrl
-from celery_distsched.errors import StoreUnavailable
 
 _NAMES = re.compile(r"pass(word|wd)?$|token|secret", re.IGNORECASE)
 
@@ -29,20 +28,10 @@ class Secrets:
             text = text.replace(secret, "**")
         return text
 
-    def unavailable(self, where: str, said: str, mend: str, exc: BaseException) -> StoreUnavailable:
-        """Return the error to raise in place of a client library's.
-
-        Args:
-            where: Which store; shown as it is.
-            said: What went wrong, in words that are not ours.
-            mend: What to do about it; shown as it is.
-            exc: Becomes the cause, unless it or what it was caused by shows a secret.
-        """
-        error = StoreUnavailable(f"{where}: {self.masked(said)}{mend}")
+    def harmless(self, exc: BaseException) -> BaseException | None:
+        """Return the exception to `raise` from: this one, or None where it or what led to it shows a secret."""
         shown = "".join(traceback.format_exception(exc))
-        # Set here, so that a plain `raise` of the error shows no other context either.
-        error.__cause__ = exc if shown == self.masked(shown) else None
-        return error
+        return exc if shown == self.masked(shown) else None
 
 
 def _values(settings: Mapping[str, Any]) -> Iterator[str]:

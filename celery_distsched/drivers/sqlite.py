@@ -146,7 +146,7 @@ class SQLiteDriver(Driver):
             self._path.chmod(0o600)
         db = sqlite3.connect(self._path, timeout=self.timeout_s, isolation_level=None, check_same_thread=False)
         try:
-            db.execute("PRAGMA journal_mode = WAL")
+            self._switch_to_wal(db)
             # NORMAL could forget the last claims when the power fails, and they would be sent again.
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(_SCHEMA)
@@ -154,3 +154,16 @@ class SQLiteDriver(Driver):
             db.close()
             raise
         return db
+
+    def _switch_to_wal(self, db: sqlite3.Connection) -> None:
+        """Wait for others that switch the same new file, since SQLite does not: it waits for all else by itself."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as exc:
+                if "locked" not in str(exc) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+            else:
+                return

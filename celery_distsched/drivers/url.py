@@ -71,9 +71,15 @@ class StoreUrl:
 
 
 def without_credentials(url: str) -> str:
-    """Return scheme, hosts and path of any URL, even one that cannot be taken apart."""
+    """Return scheme, hosts and path of any URL, even of one that cannot be taken apart."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}" if separator else ""
+
+
+def without_password(url: str) -> str:
+    """Return the same, and the user where there is a password."""
+    user, colon, _ = url.partition("://")[2].rpartition("@")[0].partition(":")
+    return without_credentials(url).replace("://", f"://{user}:{_MASK}@" if colon else "://", 1)
 
 
 def _one(part: str, text: str) -> StoreUrl:
