@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any, ClassVar
-from urllib.parse import quote
 
 from redis.exceptions import NoScriptError
 
 from celery_distsched.drivers.base import Answer, Claim, Driver, Elsewhere, PushRefused, Swap
+from celery_distsched.drivers.parts import Strangers, part
 from celery_distsched.drivers.redis_client import new_client
 from celery_distsched.drivers.redis_errors import LED_ASTRAY, translated
 from celery_distsched.drivers.redis_options import OPTIONS
@@ -70,9 +70,10 @@ class RedisDriver(Driver):
         super().__init__(url, namespace=namespace, ttl_s=ttl_s, timeout_s=timeout_s, options=options)
         self._kept_ms = math.ceil(_KEPT_TTLS * ttl_s * 1000)
         # Percent-encoded, a namespace can neither close the brace nor be a pattern.
-        self._prefix = f"distsched:{{{quote(namespace, safe='')}}}:"
+        self._prefix = f"distsched:{{{part(namespace)}}}:"
         self._ledger = f"{self._prefix}ledger"
         self._replicas = int(self.settings.get("wait_replicas", 0))
+        self._strangers = Strangers(url.masked)
         self._secrets = Secrets(url, self.settings)
         self._client: Any = self._new_client()
 

@@ -65,8 +65,11 @@ class SQLiteDriver(Driver):
 
     def members(self) -> dict[str, Member]:
         with self._connected() as db:
+            # Others' tools may have put bytes there.
             rows = db.execute(
-                "SELECT membership, pulse, info FROM node WHERE namespace = ?", (self.namespace,)
+                "SELECT membership, pulse, CAST(info AS TEXT) FROM node"
+                " WHERE namespace = ? AND typeof(membership) = 'text'",
+                (self.namespace,),
             ).fetchall()
         return {membership: Member(str(pulse), info) for membership, pulse, info in rows}
 
@@ -145,6 +148,8 @@ class SQLiteDriver(Driver):
         if self._path.stat().st_mode & 0o077:
             self._path.chmod(0o600)
         db = sqlite3.connect(self._path, timeout=self.timeout_s, isolation_level=None, check_same_thread=False)
+        # What is no text was written by somebody else: it must lose a swap, not break the reading of all others.
+        db.text_factory = lambda stored: stored.decode(errors="backslashreplace")
         try:
             self._switch_to_wal(db)
             # NORMAL could forget the last claims when the power fails, and they would be sent again.
