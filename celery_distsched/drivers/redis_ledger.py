@@ -164,6 +164,18 @@ class RedisDriver(Driver):
             answers[at] = Answer(False, what) if why == "lost" else PushRefused(what)
         return answers
 
+    def warnings(self) -> list[str]:
+        # INFO says it too, and is allowed in more places than CONFIG.
+        with self._connected() as client:
+            memory = client.info("memory")
+        policy = str(memory.get("maxmemory_policy", ""))
+        if not memory.get("maxmemory") or not policy.startswith("allkeys-"):
+            return []
+        return [
+            f"{self.url.masked} evicts keys when it is full (maxmemory-policy {policy}), the ledger too, and forgets"
+            " then what has run: set maxmemory-policy to noeviction, or give the schedule a Redis of its own"
+        ]
+
     def close(self) -> None:
         # A new client instead of none: no other thread ever meets a client that is gone. A connection that one is using
         # now is closed with the last reference to it.

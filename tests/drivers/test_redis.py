@@ -177,6 +177,30 @@ def test_when_all_are_silent_nothing_but_the_ledger_stays(
     assert len(client.keys()) == 1
 
 
+# Eviction
+
+
+def test_a_server_that_may_evict_the_ledger_is_warned_about(opened: Open, scheme: str) -> None:
+    with RedisServer() as server, redis.Redis(port=server.port) as client:
+        node = opened(server.url(scheme))
+        for policy, maxmemory, warned in (
+            ("allkeys-lru", "100mb", True),
+            ("allkeys-lru", "0", False),
+            ("volatile-lru", "100mb", False),
+            ("noeviction", "100mb", False),
+            ("allkeys-random", "100mb", True),
+        ):
+            client.config_set("maxmemory-policy", policy)
+            client.config_set("maxmemory", maxmemory)
+            texts = node.warnings()
+            assert len(texts) == warned, (policy, maxmemory)
+            for text in texts:
+                assert policy in text
+                assert "noeviction" in text
+        client.acl_setuser("default", enabled=True, nopass=True, commands=["+@all", "-info"], keys=["*"])
+        said(node.warnings)
+
+
 # What errors say
 
 
