@@ -49,6 +49,9 @@ class Heartbeat:
         self._rejoin_after_tick = -1
         self._outage: str | None = None
         self._stalled = False
+        #: Reported as dead; what cannot be removed is not reported again at each poll.
+        self._buried: set[str] = set()
+        self._asked_for_warnings = False
         self._farewell: Callable[[], None] | None = None
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -124,12 +127,25 @@ class Heartbeat:
         for membership in view.dead.intersection(members):
             # A dead node's fence must be void before anybody takes over what it has claimed.
             self.driver.remove(membership)
-            logger.warning(
-                "node %s has been silent for %g s: it is dead, and its share moves on", membership, self.pool.ttl_s
-            )
+            if membership not in self._buried:
+                self._buried.add(membership)
+                logger.warning(
+                    "node %s has been silent for %g s: it is dead, and its share moves on", membership, self.pool.ttl_s
+                )
         if self._outage:
             logger.warning("the store answers again (%s)", self.driver.url.masked)
             self._outage = None
+        if me is not None and not self._asked_for_warnings:
+            self._asked_for_warnings = True
+            self._pass_on_warnings()
+
+    def _pass_on_warnings(self) -> None:
+        try:
+            for warning in self.driver.warnings():
+                logger.warning("%s", warning)
+        except StoreUnavailable as exc:
+            # Not everybody may ask the store about itself.
+            logger.debug("the store could not be asked about itself: %s", exc)
 
     def _fit(self) -> bool:
         stalled = self._clock.elapsed() - self._progress.at > self._stall_s

@@ -57,6 +57,8 @@ class SameRedis:
             return "since distsched_fast_publish is off"
         if not hasattr(scheduler.driver, "claim_and_push"):
             return "since the ledger is not in Redis"
+        if scheduler.driver.settings.get("wait_replicas"):
+            return "since wait_replicas asks that replicas have a claim before its message leaves"
         hook = hooks(scheduler)
         if hook:
             return f"since {hook}"

@@ -5,22 +5,21 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from celery import Celery
 
-from celery_distsched.drivers.url import StoreUrl
+from celery_distsched.drivers.url import StoreUrl, without_credentials, without_password
 from celery_distsched.errors import ConfigError
 
 _PREFIX = "distsched_"
+#: A broker of one of these can hold the schedule too.
+_REDIS_BROKERS = ("redis", "rediss", "redis+socket", "sentinel")
 #: Beside a broker that lives on one host the store can be a file there.
 _LOCAL_BROKERS = ("filesystem", "memory", "sqla+sqlite", "sqlalchemy+sqlite")
 _LOCAL_STORE = "sqlite:///celerybeat-distsched.sqlite3"
 DELIVERIES = ("at_least_once", "at_most_once")
-#: Settings that may hold a password, and are never shown.
-_SECRET = ("url", "driver_options")
 CATCH_UPS = ("latest", "all", "none")
 
 
@@ -57,7 +56,7 @@ class Settings:
         values.setdefault("namespace", app.main if app.main and app.main != "__main__" else "celery")
         if "url" not in values:
             url, reason, options = _beside_the_broker(app)
-            values.update(url=StoreUrl.parse(url), url_reason=reason)
+            values.update(url=url, url_reason=reason)
             values["driver_options"] = {**options, **values.get("driver_options", {})}
         return cls(**values)
 
@@ -87,20 +86,29 @@ def _given(app: Celery) -> dict[str, Any]:
     return given
 
 
-def _beside_the_broker(app: Celery) -> tuple[str, str, dict[str, Any]]:
+def _beside_the_broker(app: Celery) -> tuple[StoreUrl, str, dict[str, Any]]:
     """The store of a user who named none: URL, why, and driver options."""
     broker = app.conf.broker_write_url
-    first = (broker if isinstance(broker, str) else next(iter(broker or ()), "")).split(";")[0]
+    urls = (broker if isinstance(broker, str) else ";".join(broker or ())).split(";")
+    first = urls[0]
     scheme = first.partition("://")[0].lower()
-    if scheme in ("redis", "rediss"):
-        tls = app.conf.broker_use_ssl
-        options = dict(tls) if isinstance(tls, Mapping) else {}
-        if tls and scheme == "redis":
-            first = "rediss" + first.removeprefix("redis")
-        return first, "the broker's Redis", options
+    if scheme in _REDIS_BROKERS:
+        # All Sentinels know the same server; of other brokers that stand in for one another, one can hold the ledger.
+        same = [url for url in urls if url.startswith("sentinel://")] if scheme == "sentinel" else [first]
+        url = StoreUrl.parse(";".join(same))
+        query = tuple((name, value) for name, value in url.query if _concerns_reaching(name, scheme, tls=True))
+        if scheme == "redis" and (app.conf.broker_use_ssl or any(name.startswith("ssl_") for name, _ in query)):
+            url = replace(url, scheme="rediss")
+        url, options = replace(url, query=query), _redis_options(app, scheme)
+        others = "" if scheme == "sentinel" or len(urls) == 1 else f", the first of {len(urls)}"
+        return url, f"the broker's Redis{others}", options
     if scheme in _LOCAL_BROKERS:
-        return _LOCAL_STORE, f"a file in the working directory, since {scheme}:// is a broker of one host", {}
-    shown = app.connection_for_write().as_uri() if scheme else "none"
+        return (
+            StoreUrl.parse(_LOCAL_STORE),
+            f"a file in the working directory, since {scheme}:// is a broker of one host",
+            {},
+        )
+    shown = without_password(first) if scheme else "none"
     raise ConfigError(
         f"distsched_url is not set, and the broker ({shown}) cannot hold the schedule. Choose a store that all beats"
         " reach, for example one of:\n"
@@ -111,13 +119,34 @@ def _beside_the_broker(app: Celery) -> tuple[str, str, dict[str, Any]]:
     )
 
 
+def _redis_options(app: Celery, scheme: str) -> dict[str, Any]:
+    """How kombu reaches this broker beside what its URL says, as options of our driver."""
+    given = app.conf.broker_transport_options or {}
+    options = {name: given[name] for name in given if _concerns_reaching(name, scheme) and given[name] is not None}
+    tls = app.conf.broker_use_ssl
+    if tls and scheme != "redis+socket":
+        options.update(tls if isinstance(tls, Mapping) else {"ssl": True} if scheme == "sentinel" else {})
+    return options
+
+
+def _concerns_reaching(option: str, scheme: str, *, tls: bool = False) -> bool:
+    """Whether an option of kombu's says how to reach the server; the others say what kombu does with it."""
+    if option in ("client_name", "credential_provider"):
+        return True
+    if scheme == "redis+socket":
+        return option == "virtual_host"
+    if option in ("master_name", "min_other_sentinels", "sentinel_kwargs"):
+        return scheme == "sentinel"
+    return option in ("socket_keepalive", "socket_keepalive_options") or (tls and option.startswith("ssl_"))
+
+
 def _checked(name: str, value: Any) -> Any:
     try:
         return _CHECKS[name](value)
     except ConfigError:
         raise
     except (TypeError, ValueError) as exc:
-        secret = name in _SECRET and any(sign in str(value) for sign in "@=:")
+        secret = name == "driver_options" or (name == "url" and any(sign in str(value) for sign in "@=:"))
         shown = f"a {type(value).__name__}" if secret else repr(value)
         raise ConfigError(f"{_PREFIX}{name} is {shown}: {exc}") from exc
 
@@ -214,9 +243,4 @@ def broker_identity(app: Celery) -> str:
     """The broker without its credentials: what tells two clusters in one namespace apart."""
     broker = app.conf.broker_write_url
     urls = broker if isinstance(broker, str) else ";".join(broker or ())
-    return ";".join(_without_credentials(url) for url in urls.split(";"))
-
-
-def _without_credentials(url: str) -> str:
-    split = urlsplit(url)
-    return f"{split.scheme}://{split.netloc.rpartition('@')[2]}{split.path}"
+    return ";".join(without_credentials(url) for url in urls.split(";"))

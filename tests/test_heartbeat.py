@@ -190,3 +190,36 @@ def test_a_stranger_in_the_namespace_is_refused() -> None:
     for word in ("app 'their' on redis://there/0", "ours", "distsched_namespace", node.store.namespace):
         assert word in str(refusal)
     assert set(node.store.members()) == {"other#1"}
+
+
+def test_what_the_store_warns_of_is_logged_once_after_the_first_join(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node()
+    answers: list[Callable[[], list[str]]] = [lambda: ["it may evict the ledger"]]
+    node.store.warnings = lambda: answers.pop()()  # type: ignore[method-assign]
+    node.store.answers = False
+    node.beat(1)
+    assert "evict" not in caplog.text
+    node.store.answers = True
+    node.beat(5)
+    assert caplog.text.count("it may evict the ledger") == 1
+    assert answers == []
+
+
+def test_a_store_that_may_not_be_asked_about_itself_is_no_outage(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node()
+
+    def forbidden() -> list[str]:
+        raise StoreUnavailable("no permission to run INFO")
+
+    node.store.warnings = forbidden  # type: ignore[method-assign]
+    node.beat(5)
+    assert node.pool.trusted()
+    assert "INFO" not in caplog.text
+
+
+def test_a_dead_member_that_cannot_be_removed_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node()
+    node.store.join("other#1", other())
+    node.store.remove = lambda membership: None  # type: ignore[method-assign]
+    node.beat(3 * TTL_S)
+    assert caplog.text.count("other#1 has been silent") == 1

@@ -185,14 +185,14 @@ def test_what_is_no_limit_is_refused_by_name(value: object) -> None:
         ("namespace", " ", "a text was expected"),
         ("namespace", 5, "a text was expected"),
         ("entries", [], "a dict was expected"),
-        ("driver_options", "ssl", "a dict was expected"),
+        ("driver_options", SECRET, "a dict was expected"),
         ("url", "", "a text was expected"),
         ("url", 6379, "a text was expected"),
     ],
 )
 def test_a_bad_value_is_refused_with_what_was_expected(name: str, value: object, expected: str) -> None:
     said = refusal(**{f"distsched_{name}": value})
-    assert said.startswith(f"distsched_{name} is {value!r}: ")
+    assert said.startswith(f"distsched_{name} is {'a str' if name == 'driver_options' else repr(value)}: ")
     assert expected in said
 
 
@@ -200,20 +200,86 @@ def test_a_bad_value_is_refused_with_what_was_expected(name: str, value: object,
 
 
 @pytest.mark.parametrize(
-    "broker",
+    ("broker", "store"),
     [
-        "redis://user:secret@host:1234/5",
-        "rediss://host/0",
-        "redis://host/0?ssl_cert_reqs=none",
-        "redis://host:1/0;redis://other:1/0",
-        ["redis://host:1/0", "redis://other:1/0"],
+        ("redis://user:secret@host:1234/5", "redis://user:secret@host:1234/5"),
+        ("rediss://host/0", "rediss://host/0"),
+        ("rediss://host/0?ssl_cert_reqs=none&ssl_ca_certs=/ca", "rediss://host/0?ssl_cert_reqs=none&ssl_ca_certs=/ca"),
+        # kombu takes any of these for a wish for TLS.
+        ("redis://host/0?ssl_cert_reqs=none", "rediss://host/0?ssl_cert_reqs=none"),
+        ("redis://host/0?credential_provider=a.B&heartbeat=1", "redis://host/0?credential_provider=a.B"),
+        ("redis+socket:///run/redis.sock?virtual_host=3", "redis+socket:///run/redis.sock?virtual_host=3"),
+        ("redis+socket://me:pw@/run/redis.sock?socket_timeout=3", "redis+socket://me:pw@/run/redis.sock"),
+        ("sentinel://:pw@a:1;sentinel://:pw@b:2/3", "sentinel://:pw@a:1,b:2/3"),
+        (["sentinel://a:1/0", "sentinel://b", "redis://c"], "sentinel://a:1,b/0"),
     ],
 )
-def test_the_store_is_the_brokers_redis(broker: Any) -> None:
+def test_the_store_is_the_brokers_redis(broker: Any, store: str) -> None:
     chosen = settings(broker_url=broker)
-    first = broker[0] if isinstance(broker, list) else broker.split(";")[0]
-    assert chosen.url == StoreUrl.parse(first)
+    assert chosen.url == StoreUrl.parse(store)
     assert chosen.url_reason == "the broker's Redis"
+
+
+@pytest.mark.parametrize("broker", ["redis://a:1/0;redis://b:1/0", ["redis://a:1/0", "redis://b:1/0"]])
+def test_of_redis_brokers_that_stand_in_for_one_another_the_first_is_the_store(broker: Any) -> None:
+    chosen = settings(broker_url=broker)
+    assert chosen.url == StoreUrl.parse("redis://a:1/0")
+    assert chosen.url_reason == "the broker's Redis, the first of 2"
+
+
+#: Those of Celery's documentation and of kombu's Redis transport.
+TRANSPORT_OPTIONS: dict[str, Any] = {
+    "visibility_timeout": 3600,
+    "fanout_prefix": True,
+    "fanout_patterns": True,
+    "priority_steps": [0, 3],
+    "global_keyprefix": "p",
+    "queue_order_strategy": "priority",
+    "socket_timeout": 30,
+    "socket_connect_timeout": 30,
+    "socket_keepalive": True,
+    "socket_keepalive_options": {4: 30},
+    "health_check_interval": 25,
+    "retry_on_timeout": True,
+    "max_connections": 20,
+    "client_name": "shop",
+    "retry_policy": {"timeout": 5.0},
+    "master_name": "mymaster",
+    "min_other_sentinels": 1,
+    "sentinel_kwargs": {"password": SECRET, "socket_timeout": 9},
+    "ssl_ca_certs": "/not/used/by/kombu",
+}
+
+
+@pytest.mark.parametrize(
+    ("broker", "taken"),
+    [
+        ("redis://host/0", {"socket_keepalive", "socket_keepalive_options", "client_name"}),
+        ("redis+socket:///run/redis.sock", {"client_name"}),
+        (
+            "sentinel://host;sentinel://other",
+            {"socket_keepalive", "socket_keepalive_options", "client_name"}
+            | {"master_name", "min_other_sentinels", "sentinel_kwargs"},
+        ),
+    ],
+)
+def test_of_a_redis_brokers_transport_options_those_are_taken_over_that_reach_the_server(
+    broker: str, taken: set[str]
+) -> None:
+    chosen = settings(broker_url=broker, broker_transport_options=TRANSPORT_OPTIONS)
+    assert chosen.driver_options == {name: TRANSPORT_OPTIONS[name] for name in taken}
+    driver = open_driver(chosen.url, namespace="n", ttl_s=5, timeout_s=1, options=chosen.driver_options)
+    assert SECRET not in repr(driver) + repr(chosen)
+
+
+@pytest.mark.parametrize(
+    ("tls", "options"), [(True, {"ssl": True}), ({"ssl_ca_certs": "/ca.pem"}, {"ssl_ca_certs": "/ca.pem"})]
+)
+def test_tls_is_taken_over_from_a_broker_behind_sentinels(tls: Any, options: dict[str, Any]) -> None:
+    chosen = settings(
+        broker_url="sentinel://host", broker_use_ssl=tls, broker_transport_options={"master_name": "mymaster"}
+    )
+    assert chosen.driver_options == {"master_name": "mymaster", **options}
 
 
 def test_the_store_is_where_messages_are_written() -> None:
@@ -298,10 +364,10 @@ def test_a_url_is_taken_apart_and_shown_without_its_password(
     assert f"password={password!r}" not in repr(url)
 
 
-@pytest.mark.parametrize("option", ["token", "password", "ssl_password", "sentinel_password"])
+@pytest.mark.parametrize("option", ["token", "password", "ssl_password", "sentinel_password", "passwrod", "anything"])
 def test_a_secret_in_the_query_is_masked(option: str) -> None:
-    url = StoreUrl.parse(f"consul://host?{option}=hush&x=1")
-    assert url.masked == f"consul://host?{option}=**&x=1"
+    url = StoreUrl.parse(f"consul://host?{option}=hush&dc=1")
+    assert url.masked == f"consul://host?{option}=**&dc=1"
     assert "hush" not in repr(url)
 
 

@@ -14,8 +14,8 @@ from celery_distsched.errors import ConfigError, DriverNotInstalled
 __all__ = ["Answer", "Driver", "Member", "StoreUrl", "Swap", "driver_class", "open_driver"]
 
 GROUP = "celery_distsched.drivers"
-#: What may follow celery-distsched in brackets; each is also how the schemes of its stores begin.
-_EXTRAS = ("redis", "etcd", "consul")
+#: How the schemes of stores begin, and what must follow celery-distsched in brackets for them.
+_EXTRAS = {"redis": "redis", "sentinel": "redis", "etcd": "etcd", "consul": "consul"}
 
 
 def driver_class(scheme: str) -> type[Driver]:
@@ -60,7 +60,7 @@ def open_driver(url: StoreUrl, *, namespace: str, ttl_s: float, timeout_s: float
 
 
 def _not_installed(scheme: str, exc: ImportError) -> DriverNotInstalled:
-    extra = next((extra for extra in _EXTRAS if scheme.startswith(extra)), None)
+    extra = next((extra for begin, extra in _EXTRAS.items() if scheme.startswith(begin)), None)
     mend = f'pip install "celery-distsched[{extra}]"' if extra else f"install {exc.name or 'it'}"
     what = "is not installed" if isinstance(exc, ModuleNotFoundError) else f"cannot be imported ({exc})"
     return DriverNotInstalled(f"the client library for {scheme}:// {what}: {mend}")

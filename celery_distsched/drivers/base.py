@@ -162,6 +162,10 @@ class Driver(ABC):
             StoreUnavailable: What was written is unknown. Repeat the same batch, unchanged, until it is answered.
         """
 
+    def warnings(self) -> list[str]:
+        """Return what the operator should know of this store, each with its mend; asked once, after the first join."""
+        return []
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the connections. A later call connects again."""

@@ -11,8 +11,7 @@ The pulse of a member is its key's ModifyIndex. Consul keeps that index where a 
 also puts another random number into the key's Flags. There are no sessions: Consul takes at least 10 s, and then twice
 what it was told, to delete the key of a dead one.
 
-A part that is longer than 200 bytes keeps its head and ends in ``!`` and the SHA-256 of the whole: no key is longer
-than 512 bytes. Percent-encoding leaves no ``!``, so a shortened part is equal to no other one, shortened or not.
+A part that is longer than 200 bytes is shortened, so that no key is longer than the 512 bytes that Consul allows.
 
 Consul compares indexes, not texts. The driver therefore remembers at which ModifyIndex it saw which record, and reads
 what it does not remember before it writes. A transaction is all or nothing and its refusal names every operation that
@@ -25,16 +24,15 @@ import json
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from typing import Any, ClassVar
-from urllib.parse import quote
 
 from celery.utils.serialization import strtobool
 
 from celery_distsched.drivers.base import Answer, Driver, Member, Swap
 from celery_distsched.drivers.consul_client import Agents, Operation, Reply, Row, operation
+from celery_distsched.drivers.parts import Strangers, part
 from celery_distsched.drivers.url import StoreUrl
-from celery_distsched.errors import LeaseLost, StoreUnavailable
+from celery_distsched.errors import LeaseLost
 
 _LONGEST_PART = 200
 #: Records whose ModifyIndex is remembered; one that is forgotten is read before its next swap.
@@ -70,11 +68,12 @@ class ConsulDriver(Driver):
         self, url: StoreUrl, *, namespace: str, ttl_s: float, timeout_s: float, options: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(url, namespace=namespace, ttl_s=ttl_s, timeout_s=timeout_s, options=options)
-        prefix = f"{_part(namespace)}/distsched/"
+        prefix = f"{part(namespace, _LONGEST_PART)}/distsched/"
         self._nodes, self._ledger = f"{prefix}nodes/", f"{prefix}ledger/"
         self._agents = Agents(url, self.settings, prefix=prefix, timeout_s=timeout_s)
         self._renewed_at: dict[str, int] = {}
         self._seen = _Seen(_REMEMBERED)
+        self._strangers = Strangers(url.masked)
 
     # Membership
 
@@ -110,7 +109,18 @@ class ConsulDriver(Driver):
         # check needs a right to the same prefix and is refused without; no node is called "!".
         asked = [operation("get-tree", self._nodes), operation("check-not-exists", f"{self._nodes}!")]
         rows = self._agents.transact(asked, self._agents.deadline(), reading=True).rows
-        return dict(_member(place, row) for place, row in rows.items())
+        return dict(member for place, row in rows.items() if (member := self._member(place, row)) is not None)
+
+    def _member(self, place: str, row: Row) -> tuple[str, Member] | None:
+        try:
+            shown = json.loads(row.value or "")
+            membership, info = shown["membership"], shown["info"]
+            if self._node(membership) == place and isinstance(info, str):
+                return membership, Member(str(row.modified), info)
+        except (ValueError, KeyError, TypeError):
+            pass
+        self._strangers.name(place, "is not a membership")
+        return None
 
     def remove(self, membership: str) -> None:
         place = self._node(membership)
@@ -181,10 +191,10 @@ class ConsulDriver(Driver):
         return Reply(rows, frozenset(at - 1 for at in refused))
 
     def _node(self, membership: str) -> str:
-        return self._nodes + _part(membership)
+        return self._nodes + part(membership, _LONGEST_PART)
 
     def _record(self, key: str) -> str:
-        return self._ledger + _part(key)
+        return self._ledger + part(key, _LONGEST_PART)
 
 
 class _Seen:
@@ -210,24 +220,6 @@ class _Seen:
                 del self._rows[next(iter(self._rows))]
 
 
-def _part(text: str) -> str:
-    escaped = quote(text, safe="")
-    if len(escaped) <= _LONGEST_PART:
-        return escaped
-    digest = sha256(text.encode()).hexdigest()
-    return f"{escaped[: _LONGEST_PART - 1 - len(digest)]}!{digest}"
-
-
 def _beat(verb: str, place: str, membership: str, info: str, index: int = 0) -> Operation:
     value = json.dumps({"membership": membership, "info": info})
     return operation(verb, place, value, index=index, flags=secrets.randbits(64))
-
-
-def _member(place: str, row: Row) -> tuple[str, Member]:
-    try:
-        shown = json.loads(row.value or "")
-        return str(shown["membership"]), Member(str(row.modified), str(shown["info"]))
-    except (ValueError, KeyError, TypeError) as exc:
-        raise StoreUnavailable(
-            f"Consul's key {place!r} is not a membership: somebody else wrote it; delete it"
-        ) from exc

@@ -20,6 +20,7 @@ from http.client import HTTPException
 from ssl import SSLError
 from typing import Any, NamedTuple
 
+from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import ConfigError, StoreUnavailable
 
@@ -89,6 +90,7 @@ class Agents:
         hosts = url.hosts or (("127.0.0.1", None),)
         self._addresses = deque((f"[{host}]" if ":" in host else host, port or 8500) for host, port in hosts)
         self._token = settings.get("token") or os.environ.get("CONSUL_HTTP_TOKEN")
+        self._secrets = Secrets(url, settings, self._token)
         self._params = [("dc", settings["dc"])] if "dc" in settings else []
         self._verify = settings.get("verify", True) and settings.get("ca", True)
         self._cert = (settings["cert"], settings["key"]) if "key" in settings else settings.get("cert")
@@ -117,13 +119,15 @@ class Agents:
             if status not in (200, 409):
                 # What Consul itself says in trouble (no leader, too many requests) is clear enough.
                 otherwise = _GRANT if status == 403 else "" if status >= 500 or status == 429 else _STRANGER
-                raise self._failed(http, f"{status} {text.strip()[:200]}", otherwise=otherwise)
+                raise self._failed(http, f"{status} {self._secrets.masked(text).strip()[:200]}", otherwise=otherwise)
             try:
                 body = json.loads(text)
                 refusals = {int(error["OpIndex"]): str(error["What"]) for error in body["Errors"] or ()}
                 rows = {result["KV"]["Key"]: _row(result["KV"]) for result in body["Results"] or ()}
             except (ValueError, KeyError, TypeError) as exc:
-                raise self._failed(http, f"{status} {text[:200]}", otherwise=_STRANGER) from exc
+                raise self._failed(
+                    http, f"{status} {self._secrets.masked(text)[:200]}", otherwise=_STRANGER
+                ) from self._secrets.harmless(exc)
         for what in refusals.values():
             if not what.endswith(_ANSWERS):
                 raise self._failed(http, what)
@@ -162,7 +166,8 @@ class Agents:
             what = f"no answer within {self._timeout_s:g} s" if isinstance(root, TimeoutError) else str(root)
             # In TLS 1.3 a server says that it misses the client's certificate by an alert, a reset or a plain end.
             anonymous = self._scheme == "https" and not self._cert and isinstance(root, (SSLError, ConnectionError))
-            raise self._failed(http, what, otherwise=_IDENTIFY if anonymous else "") from exc
+            error = self._failed(http, what, otherwise=_IDENTIFY if anonymous else "")
+            raise error from self._secrets.harmless(exc)
         return response.status_code, response.content.decode(errors="replace")
 
     @contextmanager
@@ -195,7 +200,8 @@ class Agents:
 
     def _failed(self, http: Any, what: str, *, otherwise: str = "") -> StoreUnavailable:
         hint = next((hint for sign, hint in _HINTS if sign in what), otherwise).format(prefix=self._prefix)
-        return StoreUnavailable(f"Consul at {http.base_uri}: {what}" + (f"; {hint}" if hint else ""))
+        said = self._secrets.masked(what)
+        return StoreUnavailable(f"Consul at {http.base_uri}: {said}" + (f"; {hint}" if hint else ""))
 
 
 def _row(stored: Mapping[str, Any]) -> Row:

@@ -18,12 +18,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
-from urllib.parse import quote, unquote
 
 from celery_distsched.drivers.base import Answer, Driver, Member, Swap
 from celery_distsched.drivers.etcd_client import Line, import_messages
+from celery_distsched.drivers.parts import Strangers, part, whole
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import LeaseLost
+
+#: Bytes of an entry's name in its key: a batch of 126, which name each key three times, must fit into the 1.5 MiB that
+#: a server takes in one request.
+_LONGEST_PART = 1000
 
 
 class EtcdDriver(Driver):
@@ -40,9 +44,8 @@ class EtcdDriver(Driver):
     ) -> None:
         super().__init__(url, namespace=namespace, ttl_s=ttl_s, timeout_s=timeout_s, options=options)
         self._etcd = import_messages()
-        self._nodes, self._ledger = (
-            f"/{quote(namespace, safe='')}/distsched/{part}/".encode() for part in ("nodes", "ledger")
-        )
+        self._nodes, self._ledger = (f"/{part(namespace)}/distsched/{kind}/".encode() for kind in ("nodes", "ledger"))
+        self._strangers = Strangers(url.masked)
         self._membership_line, self._ledger_line = (
             Line(self._etcd, url, self.settings, timeout_s) for _ in ("membership", "ledger")
         )
@@ -76,10 +79,14 @@ class EtcdDriver(Driver):
         everyone = self._etcd.RangeRequest(key=self._nodes, range_end=self._nodes[:-1] + b"0")
         with self._membership_line.attempt() as etcd:
             found = etcd.get(everyone).kvs
-        return {
-            unquote(node.key[len(self._nodes) :].decode()): Member(str(node.mod_revision), node.value.decode())
-            for node in found
-        }
+        members = {}
+        for node in found:
+            membership = whole(_decoded(node.key[len(self._nodes) :]))
+            if membership is None:
+                self._strangers.name(_decoded(node.key), "is not a membership")
+            else:
+                members[membership] = Member(str(node.mod_revision), _decoded(node.value))
+        return members
 
     def remove(self, membership: str) -> None:
         with self._membership_line.attempt() as etcd:
@@ -114,10 +121,10 @@ class EtcdDriver(Driver):
     # Requests
 
     def _node(self, membership: str) -> bytes:
-        return self._nodes + quote(membership, safe="").encode()
+        return self._nodes + part(membership).encode()
 
     def _record(self, key: str) -> bytes:
-        return self._ledger + quote(key, safe="").encode()
+        return self._ledger + part(key, _LONGEST_PART).encode()
 
     def _get(self, key: bytes) -> Any:
         return self._etcd.RequestOp(request_range=self._etcd.RangeRequest(key=key))
@@ -148,4 +155,9 @@ def _first(answer: Any) -> Any:
 def _text(answer: Any) -> str | None:
     """Return the value of a get's answer, None where there was no key."""
     found = answer.response_range.kvs
-    return found[0].value.decode() if found else None
+    return _decoded(found[0].value) if found else None
+
+
+def _decoded(value: bytes) -> str:
+    # What is no text was written by somebody else: it must lose a swap, not break the reading of all others.
+    return value.decode(errors="backslashreplace")

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import ConfigError, DriverNotInstalled, StoreUnavailable
 
@@ -77,6 +78,7 @@ class Line:
         self._endpoints = [_target(host, port or 2379) for host, port in url.hosts or (("localhost", None),)]
         self._tls = settings if url.scheme == "etcds" else None
         self._credentials = _credentials(url, settings)
+        self._secrets = Secrets(url, settings)
         self._turn = 0
         self._link: _Link | None = None
         self._lock = threading.Lock()
@@ -92,7 +94,8 @@ class Line:
         """Open one attempt; all its requests together are bounded by ``timeout_s``."""
         link = self._connected()
         try:
-            yield Attempt(self._messages, link, self._credentials, time.monotonic() + self._timeout_s)
+            give_up_at = time.monotonic() + self._timeout_s
+            yield Attempt(self._messages, link, self._credentials, self._secrets, give_up_at)
         except StoreUnavailable:
             # A frozen server, a half-open connection, a member that has lost its leader: one cure for all.
             self._drop(link)
@@ -141,13 +144,21 @@ class _Link:
 class Attempt:
     """The requests of one call of the driver, under one deadline. Every error is `StoreUnavailable`."""
 
-    def __init__(self, messages: Any, link: _Link, credentials: tuple[str, str] | None, give_up_at: float) -> None:
+    def __init__(
+        self,
+        messages: Any,
+        link: _Link,
+        credentials: tuple[str, str] | None,
+        secrets: Secrets,
+        give_up_at: float,
+    ) -> None:
         import grpc
 
         self.link = link
         self._messages = messages
         self._grpc = grpc
         self._credentials = credentials
+        self._secrets = secrets
         self._give_up_at = give_up_at
 
     def txn(self, request: Any) -> Any:
@@ -187,9 +198,10 @@ class Attempt:
                 self.link.token = self._new_token()
                 return self._send(call, request, self.link.token)
         except self._grpc.RpcError as exc:
-            raise StoreUnavailable(self._explained(exc)) from exc
+            said = f"{exc.code().name}: {exc.details() or ''}"
+            raise StoreUnavailable(self._explained(said)) from self._secrets.harmless(exc)
         except ValueError as exc:  # gRPC's way to say that another thread has closed the channel
-            raise StoreUnavailable(f"etcd at {self.link.endpoint}: {exc}") from exc
+            raise StoreUnavailable(self._explained(str(exc))) from self._secrets.harmless(exc)
 
     def _send(self, call: Any, request: Any, token: _Token) -> Any:
         return call(request, timeout=max(0.0, self._give_up_at - time.monotonic()), metadata=token)
@@ -206,10 +218,9 @@ class Attempt:
                 return ()  # as etcd's own client does, so that users come first and `auth enable` after
             raise
 
-    def _explained(self, exc: Any) -> str:
-        said = exc.details() or ""
+    def _explained(self, said: str) -> str:
         hint = next((f" ({hint})" for sign, hint in _HINTS if re.search(sign, said)), "")
-        return f"etcd at {self.link.endpoint}: {exc.code().name}: {said}{hint}"
+        return f"etcd at {self.link.endpoint}: {self._secrets.masked(said)}{hint}"
 
 
 def _credentials(url: StoreUrl, settings: Mapping[str, str]) -> tuple[str, str] | None:

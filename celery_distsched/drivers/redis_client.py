@@ -1,81 +1,46 @@
-"""How the Redis drivers connect, and what their errors say."""
+"""How the Redis drivers connect."""
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import difflib
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import redis
-from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from celery_distsched.drivers.redis_options import SENTINEL_OPTIONS, TLS_OPTIONS, database
+from celery_distsched.drivers.redis_place import Address, FoundConnection, FoundTlsConnection, Sentinels, Shards
 from celery_distsched.drivers.url import StoreUrl
-from celery_distsched.errors import ConfigError, StoreUnavailable
+from celery_distsched.errors import ConfigError
+
+#: Options that are not for redis-py's connections.
+_OURS = frozenset({"ssl", "virtual_host", "wait_replicas", *SENTINEL_OPTIONS})
 
 
-def _yes_or_no(value: bool | str) -> bool:
-    text = str(value).lower()
-    if text not in ("true", "yes", "1", "false", "no", "0"):
-        raise ValueError(f"{value!r} is neither true nor false")
-    return text in ("true", "yes", "1")
-
-
-def _database(value: int | str) -> int:
-    if not str(value).isdecimal():
-        raise ValueError(f"{value!r} is not the number of a database")
-    return int(value)
-
-
-def _certificate_rule(value: str | ssl.VerifyMode) -> str:
-    name = value.name if isinstance(value, ssl.VerifyMode) else str(value)
-    rule = name.lower().removeprefix("cert_")
-    if rule not in ("none", "optional", "required"):
-        raise ValueError(f"{value!r} is none of none, optional, required")
-    return rule
-
-
-#: Spelled as redis-py and kombu spell them.
-OPTIONS: Mapping[str, Callable[[Any], Any]] = {
-    "db": _database,
-    "username": str,
-    "password": str,
-    "client_name": str,
-    "ssl_cert_reqs": _certificate_rule,
-    "ssl_ca_certs": str,
-    "ssl_ca_path": str,
-    "ssl_certfile": str,
-    "ssl_keyfile": str,
-    "ssl_password": str,
-    "ssl_check_hostname": _yes_or_no,
-}
-
-
-def new_client(url: StoreUrl, options: Mapping[str, Any], timeout_s: float) -> redis.Redis:
+def new_client(url: StoreUrl, options: Mapping[str, Any], timeout_s: float, key: str) -> redis.Redis:
     """Make a client that connects when it is first used; each thread then has a connection of its own.
+
+    Args:
+        url: Where the server is, or who knows where it is.
+        options: Checked and converted.
+        timeout_s: Bound of connecting, and of each command.
+        key: One of ours; in a Cluster it says which shard.
 
     Raises:
         ConfigError: This URL and these options cannot work together.
     """
-    if len(url.hosts) > 1:
-        raise ConfigError(f"distsched_url {url.masked!r} names {len(url.hosts)} hosts; {url.scheme}:// takes one")
-    host, port = url.hosts[0] if url.hosts else ("", None)
-    tls = url.scheme.startswith("rediss")
-    if alien := [name for name in options if name.startswith("ssl_") and not tls]:
-        raise ConfigError(
-            f"distsched_url {url.masked!r}: the option {alien[0]!r} is of use with TLS only: "
-            f"write {url.scheme.replace('redis', 'rediss', 1)}://"
-        )
-    settings = {
-        "host": host or "localhost",
-        "port": port or 6379,
-        "db": _database_of(url),
+    kinds = url.scheme.split("+")
+    # As kombu has it, any of TLS's options asks for TLS with the server that the Sentinels name.
+    asked_for_tls = options.get("ssl", not options.keys().isdisjoint(TLS_OPTIONS))
+    tls = kinds[0] == "rediss" or (kinds[0] == "sentinel" and asked_for_tls)
+    _check(url, options, tls=tls)
+    settings: dict[str, Any] = {
         "username": url.username,
         "password": url.password,
         "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
         # redis-py would repeat by itself, for seconds where the server is gone; and whether a write is repeated is the
         # caller's to say.
         "retry": Retry(NoBackoff(), 0),
@@ -84,62 +49,79 @@ def new_client(url: StoreUrl, options: Mapping[str, Any], timeout_s: float) -> r
         "decode_responses": True,
         # What is no text was written by somebody else: it must lose a swap, not break the reading of all others.
         "encoding_errors": "backslashreplace",
-        **options,
+        **{name: value for name, value in options.items() if name not in _OURS},
     }
+    if "credential_provider" in settings:
+        settings.update(username=None, password=None)
     if tls:
         # redis-py 5 did not check the name unless told to; later ones fail where the certificate is not checked at all.
         settings.setdefault("ssl_check_hostname", settings.get("ssl_cert_reqs") != "none")
-    connection = redis.SSLConnection if tls else redis.Connection
+    if kinds[-1] == "socket":
+        settings = {name: value for name, value in settings.items() if not name.startswith("socket_keepalive")}
+        settings.setdefault("db", options.get("virtual_host", 0))
+        return _client(redis.UnixDomainSocketConnection, path=url.path, **settings)
+    settings.setdefault("db", _database_of(url))
+    settings["socket_connect_timeout"] = timeout_s
+    if kinds[0] == "sentinel":
+        find: Any = _sentinels(url, options, timeout_s)
+    elif kinds[-1] == "cluster":
+        find = Shards(_addresses(url, 6379), timeout_s, {**settings, "ssl": tls}, key)
+    else:
+        host, port = _addresses(url, 6379)[0]
+        return _client(redis.SSLConnection if tls else redis.Connection, host=host, port=port, **settings)
+    return _client(FoundTlsConnection if tls else FoundConnection, find=find, **settings)
+
+
+def _client(connection: Any, **settings: Any) -> redis.Redis:
     return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=connection, **settings))
+
+
+def _sentinels(url: StoreUrl, options: Mapping[str, Any], timeout_s: float) -> Sentinels:
+    own = {name: options[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in options}
+    settings = {**options.get("sentinel_kwargs", {}), **own}
+    known = inspect.signature(redis.Redis).parameters
+    if unknown := next((name for name in settings if name not in known), None):
+        near = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise _refused(url, f"in sentinel_kwargs there is {unknown!r}, which redis-py does not know{hint}")
+    others = options.get("min_other_sentinels", 0)
+    return Sentinels(_addresses(url, 26379), timeout_s, settings, options["master_name"], others)
+
+
+def _addresses(url: StoreUrl, port: int) -> list[Address]:
+    return [(host or "localhost", own or port) for host, own in url.hosts or (("", None),)]
 
 
 def _database_of(url: StoreUrl) -> int:
     try:
-        return _database(url.path.strip("/") or 0)
+        return database(url.path.strip("/") or 0)
     except ValueError as exc:
         raise ConfigError(
             f"distsched_url {url.masked!r}: {exc}; write {url.scheme}://host:port/0, or another number for 0"
         ) from exc
 
 
-@contextmanager
-def translated(url: StoreUrl, prefix: str, secrets: Iterable[str]) -> Iterator[None]:
-    """Turn what redis-py raises into `StoreUnavailable`, which says how to mend it where that is known.
+def _check(url: StoreUrl, options: Mapping[str, Any], *, tls: bool) -> None:
+    kinds = url.scheme.split("+")
+    if kinds[-1] == "socket":
+        if url.hosts or not url.path.strip("/"):
+            raise _refused(url, f"names no socket: write {url.scheme}:///path/to/redis.sock?virtual_host=0")
+    elif "virtual_host" in options:
+        raise _refused(url, f"the option 'virtual_host' is for sockets: write {url.scheme}://host:port/0")
+    if len(url.hosts) > 1 and kinds[0] != "sentinel" and kinds[-1] != "cluster":
+        raise _refused(url, f"names {len(url.hosts)} hosts; {url.scheme}:// takes one")
+    alien = next((name for name in options if name in SENTINEL_OPTIONS), None)
+    if alien and kinds[0] != "sentinel":
+        raise _refused(url, f"the option {alien!r} is of use with sentinel:// only")
+    if kinds[0] == "sentinel" and not options.get("master_name"):
+        raise _refused(url, "say which server the Sentinels are to be asked for: ?master_name=mymaster")
+    alien = next((name for name in options if name in TLS_OPTIONS or name == "ssl"), None)
+    if alien and not tls and kinds[0] != "sentinel":
+        secure = url.scheme.replace("redis", "rediss", 1) if kinds[-1] != "socket" else "rediss"
+        raise _refused(url, f"the option {alien!r} is of use with TLS only: write {secure}://")
+    if kinds[-1] == "cluster" and (options.get("db") or url.path.strip("/") not in ("", "0")):
+        raise _refused(url, "a Redis Cluster has only the database 0")
 
-    Args:
-        url: The store.
-        prefix: What all our keys begin with.
-        secrets: Taken out of what the server said.
-    """
-    try:
-        yield
-    except (redis.RedisError, OSError) as exc:
-        said = shown = f"{type(exc).__name__}: {exc}"
-        # A server that does not know AUTH answers with what it was sent; the cause would show it as well.
-        for secret in secrets:
-            shown = shown.replace(secret, "**")
-        error = StoreUnavailable(f"{url.masked}: {shown.rstrip('.')}{_mend(exc, url, prefix)}")
-        raise error from (exc if shown == said else None)
 
-
-def _mend(exc: Exception, url: StoreUrl, prefix: str) -> str:
-    said = str(exc)
-    if isinstance(exc, exceptions.AuthenticationError):
-        return f". Write the user and password that the server wants as {url.scheme}://user:password@host:port/0"
-    if isinstance(exc, exceptions.NoPermissionError):
-        return f". This user must be allowed EVALSHA, EVAL and all reads and writes of the keys {prefix}*"
-    if isinstance(exc, exceptions.InvalidResponse):
-        return ". That is not how a Redis answers: is it another server, or one that wants TLS (rediss://)?"
-    if isinstance(exc, exceptions.AskError):
-        return ". This is a Redis Cluster: its slots lie on several servers, and this driver talks to one"
-    if isinstance(exc, exceptions.ConnectionError) and ("closed by server" in said or "Error while reading" in said):
-        return ". If that goes on: is it another server, or one that wants TLS (rediss://)?"
-    if isinstance(exc, exceptions.TimeoutError) and "connecting" in said and url.scheme.startswith("rediss"):
-        # A Redis without TLS takes the greeting for the beginning of a command, and waits for the rest.
-        return f". Does it speak TLS? If not, write {url.scheme.replace('rediss', 'redis', 1)}://"
-    if "WRONGTYPE" in said:
-        return (
-            f". A key {prefix}* is not ours, or of the other Redis driver (redis+scan and redis+zset cannot share a "
-            "namespace: let all nodes leave, then change it on all): delete it, or set another distsched_namespace"
-        )
-    return ""
+def _refused(url: StoreUrl, why: str) -> ConfigError:
+    return ConfigError(f"distsched_url {url.masked!r}: {why}")

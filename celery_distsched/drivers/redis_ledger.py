@@ -9,18 +9,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any, ClassVar
-from urllib.parse import quote
 
 from redis.exceptions import NoScriptError
 
 from celery_distsched.drivers.base import Answer, Claim, Driver, Elsewhere, PushRefused, Swap
-from celery_distsched.drivers.redis_client import OPTIONS, new_client, translated
+from celery_distsched.drivers.parts import Strangers, part
+from celery_distsched.drivers.redis_client import new_client
+from celery_distsched.drivers.redis_errors import LED_ASTRAY, translated
+from celery_distsched.drivers.redis_options import OPTIONS
+from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
-from celery_distsched.errors import LeaseLost
+from celery_distsched.errors import LeaseLost, StoreUnavailable
 
 # A membership is kept for this many TTLs after its last renewal. Observers judge who is dead and remove it; Redis only
 # sweeps up what nobody is left to remove, and a step of its clock must not sweep up the living.
 _KEPT_TTLS = 10
+# Of a call's time, how much may be spent on waiting for replicas; the rest is for the network.
+_WAIT_SHARE = 0.6
 
 
 class Script:
@@ -31,6 +36,11 @@ class Script:
         self._source = "\n".join((folder / file).read_text(encoding="utf-8") for file in files)
         # What Redis calls a script by; nothing is signed with it.
         self._hash = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
+
+    def calls(self, keys: Sequence[str], *arguments: str | int) -> Iterator[tuple[str | int, ...]]:
+        """Return the two ways to call it: the second is for a server that does not know it."""
+        yield "EVALSHA", self._hash, len(keys), *keys, *arguments
+        yield "EVAL", self._source, len(keys), *keys, *arguments
 
     def run(self, client: Any, keys: Sequence[str], *arguments: str | int) -> Any:
         """Return the script's answer; safe after a restart or SCRIPT FLUSH."""
@@ -60,11 +70,12 @@ class RedisDriver(Driver):
         super().__init__(url, namespace=namespace, ttl_s=ttl_s, timeout_s=timeout_s, options=options)
         self._kept_ms = math.ceil(_KEPT_TTLS * ttl_s * 1000)
         # Percent-encoded, a namespace can neither close the brace nor be a pattern.
-        self._prefix = f"distsched:{{{quote(namespace, safe='')}}}:"
+        self._prefix = f"distsched:{{{part(namespace)}}}:"
         self._ledger = f"{self._prefix}ledger"
-        secrets = (url.password, self.settings.get("password"), self.settings.get("ssl_password"))
-        self._secrets = [secret for secret in secrets if secret]
-        self._client: Any = new_client(url, self.settings, timeout_s)
+        self._replicas = int(self.settings.get("wait_replicas", 0))
+        self._strangers = Strangers(url.masked)
+        self._secrets = Secrets(url, self.settings)
+        self._client: Any = self._new_client()
 
     @abstractmethod
     def _fence_key(self, membership: str) -> str:
@@ -80,11 +91,12 @@ class RedisDriver(Driver):
     def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
         if not swaps:
             return []
-        arguments = [fence or ""]
+        arguments = [fence or "", "settle" if self._replicas else ""]
         for key, expected, new in swaps:
             arguments += (key, "" if expected is None else f"={expected}", new)
         with self._connected() as client:
-            lost = self.swap_script.run(client, [self._ledger, self._fence_key(fence or "")], *arguments)
+            run = self._settled if self._replicas else self.swap_script.run
+            lost = run(client, [self._ledger, self._fence_key(fence or "")], *arguments)
         if lost is None:
             raise LeaseLost(f"{fence} is not a member any more")
         answers = [Answer(True, swap.new) for swap in swaps]
@@ -92,9 +104,37 @@ class RedisDriver(Driver):
             answers[number] = Answer(False, record)
         return answers
 
+    def _settled(self, client: Any, keys: Sequence[str], *arguments: str) -> Any:
+        """Swap, and wait until so many replicas have what is written now.
+
+        A swap that they do not have in time has an unknown outcome: it is repeated until they do, and nothing is sent
+        on the strength of it before.
+        """
+        wait_ms = int(_WAIT_SHARE * self.timeout_s * 1000)
+        for call in self.swap_script.calls(keys, *arguments):
+            # Not a transaction, which could not wait; but one connection, which WAIT is about.
+            with client.pipeline(transaction=False) as steps:
+                lost, acknowledged = (
+                    steps.execute_command(*call).wait(self._replicas, wait_ms).execute(raise_on_error=False)
+                )
+            if not isinstance(lost, NoScriptError):
+                break
+        for answer in (lost, acknowledged):
+            if isinstance(answer, Exception):
+                raise answer
+        if acknowledged < self._replicas and lost is not None:
+            raise StoreUnavailable(
+                f"{self.url.masked}: {acknowledged} replicas have what was written, and wait_replicas asks for"
+                f" {self._replicas}: it is not acted on until they have it"
+            )
+        return lost
+
     def server(self) -> tuple[str, int]:
         """Return which server this is, by its run_id, and which of its databases."""
         with self._connected() as client:
+            if "cluster" in self.url.scheme:
+                # The broker's queues lie in other slots: no script may reach both.
+                return "a cluster", 0
             return client.info("server")["run_id"], client.connection_pool.connection_kwargs["db"]
 
     def claim_and_push(self, claims: Sequence[Claim], fence: str, run_id: str) -> list[Answer | PushRefused]:
@@ -124,16 +164,36 @@ class RedisDriver(Driver):
             answers[at] = Answer(False, what) if why == "lost" else PushRefused(what)
         return answers
 
+    def warnings(self) -> list[str]:
+        # INFO says it too, and is allowed in more places than CONFIG.
+        with self._connected() as client:
+            memory = client.info("memory")
+        policy = str(memory.get("maxmemory_policy", ""))
+        if not memory.get("maxmemory") or not policy.startswith("allkeys-"):
+            return []
+        return [
+            f"{self.url.masked} evicts keys when it is full (maxmemory-policy {policy}), the ledger too, and forgets"
+            " then what has run: set maxmemory-policy to noeviction, or give the schedule a Redis of its own"
+        ]
+
     def close(self) -> None:
         # A new client instead of none: no other thread ever meets a client that is gone. A connection that one is using
         # now is closed with the last reference to it.
-        client, self._client = self._client, new_client(self.url, self.settings, self.timeout_s)
+        client, self._client = self._client, self._new_client()
         client.connection_pool.disconnect(inuse_connections=False)
 
     @contextmanager
     def _connected(self) -> Iterator[Any]:
+        client = self._client
         with translated(self.url, self._prefix, self._secrets):
-            yield self._client
+            try:
+                yield client
+            except LED_ASTRAY:
+                client.connection_pool.disconnect(inuse_connections=False)
+                raise
+
+    def _new_client(self) -> Any:
+        return new_client(self.url, self.settings, self.timeout_s, self._ledger)
 
 
 def microseconds(time: Sequence[str] | None, membership: str) -> int:

@@ -45,9 +45,14 @@ class RedisScanDriver(RedisDriver):
     def members(self) -> dict[str, Member]:
         with self._connected() as client:
             shown = _MEMBERS.run(client, [self._index], self._fence_key(""))
-        return {
-            membership: Member(*held.split(" ", 1)) for membership, held in zip(shown[::2], shown[1::2], strict=True)
-        }
+        members = {}
+        for membership, held in zip(shown[::2], shown[1::2], strict=True):
+            pulse, space, info = held.partition(" ")
+            if space and pulse.isdecimal():
+                members[membership] = Member(pulse, info)
+            else:
+                self._strangers.name(self._fence_key(membership), "is not a membership")
+        return members
 
     def remove(self, membership: str) -> None:
         with self._connected() as client, client.pipeline(transaction=True) as step:

@@ -65,8 +65,11 @@ class SQLiteDriver(Driver):
 
     def members(self) -> dict[str, Member]:
         with self._connected() as db:
+            # Others' tools may have put bytes there.
             rows = db.execute(
-                "SELECT membership, pulse, info FROM node WHERE namespace = ?", (self.namespace,)
+                "SELECT membership, pulse, CAST(info AS TEXT) FROM node"
+                " WHERE namespace = ? AND typeof(membership) = 'text'",
+                (self.namespace,),
             ).fetchall()
         return {membership: Member(str(pulse), info) for membership, pulse, info in rows}
 
@@ -153,8 +156,10 @@ class SQLiteDriver(Driver):
         if self._path.stat().st_mode & 0o077:
             self._path.chmod(0o600)
         db = sqlite3.connect(self._path, timeout=self.timeout_s, isolation_level=None, check_same_thread=False)
+        # What is no text was written by somebody else: it must lose a swap, not break the reading of all others.
+        db.text_factory = lambda stored: stored.decode(errors="backslashreplace")
         try:
-            db.execute("PRAGMA journal_mode = WAL")
+            self._switch_to_wal(db)
             # NORMAL could forget the last claims when the power fails, and they would be sent again.
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(_SCHEMA)
@@ -162,6 +167,19 @@ class SQLiteDriver(Driver):
             db.close()
             raise
         return db
+
+    def _switch_to_wal(self, db: sqlite3.Connection) -> None:
+        """Wait for others that switch the same new file, since SQLite does not: it waits for all else by itself."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as exc:
+                if "locked" not in str(exc) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+            else:
+                return
 
 
 def _identity(path: Path) -> str:

@@ -2,61 +2,121 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote, urlsplit
+import re
+from dataclasses import dataclass
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from celery_distsched.errors import ConfigError
 
 _MASK = "**"
-#: Query options whose values are secrets.
-SECRET_OPTIONS = frozenset({"token", "password", "ssl_password", "sentinel_password"})
+#: Query options whose values may be shown; any other, a misspelt one for example, could be a secret.
+_SHOWN = frozenset(
+    (
+        *("ca", "cert", "key", "verify", "dc", "db", "virtual_host", "username", "client_name", "socket_keepalive"),
+        *("ssl", "ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"),
+        *("master_name", "min_other_sentinels", "sentinel_username", "wait_replicas"),
+    )
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StoreUrl:
-    """``scheme://user:password@host:port,host:port/path?option=value``."""
+    """``scheme://user:password@host:port,host:port/path?option=value``.
+
+    Several hosts may be written as kombu has them too: ``scheme://host:port;scheme://host:port``. User and password,
+    path and options are then those of the first that has any.
+    """
 
     scheme: str
     hosts: tuple[tuple[str, int | None], ...] = ()
     username: str | None = None
-    password: str | None = field(default=None, repr=False)
+    password: str | None = None
     path: str = ""
-    query: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    query: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> StoreUrl:
         """Take a URL apart; raises `ConfigError` where it is none."""
-        scheme, separator, rest = text.partition("://")
-        if not separator or not scheme:
-            raise ConfigError(
-                f"distsched_url {_masked_text(text)!r} is not a URL: expected something like 'redis://localhost:6379/0'"
-            )
-        # urlsplit knows one host only; the others are cut off before and put back after.
-        split = urlsplit(f"//{rest}")
-        credentials, at, places = split.netloc.rpartition("@")
-        username, colon, password = credentials.partition(":")
+        urls = [_one(part, text) for part in re.split(r";(?=[\w+.-]+://)", text)]
+        if len(schemes := dict.fromkeys(url.scheme for url in urls)) > 1:
+            raise ConfigError(f"distsched_url {_masked_text(text)!r} mixes stores: {', '.join(schemes)}; write one")
+        asked = next((url for url in urls if url.username or url.password is not None), urls[0])
         return cls(
-            scheme=scheme.lower(),
-            hosts=tuple(
-                _host_and_port(place, text, bool(at) or "@" not in text) for place in places.split(",") if place
-            ),
-            username=unquote(username) if at and username else None,
-            password=unquote(password) if colon else None,
-            path=unquote(split.path),
-            query=tuple(parse_qsl(split.query, keep_blank_values=True)),
+            scheme=urls[0].scheme,
+            hosts=tuple(host for url in urls for host in url.hosts),
+            username=asked.username,
+            password=asked.password,
+            path=next((url.path for url in urls if url.path.strip("/")), urls[0].path),
+            query=next((url.query for url in urls if url.query), ()),
         )
 
     @property
     def masked(self) -> str:
         """The URL with every secret replaced, for logs and messages."""
         credentials = ""
-        if self.username or self.password is not None:
-            credentials = (self.username or "") + (f":{_MASK}" if self.password is not None else "") + "@"
+        if self.password is not None:
+            credentials = f"{self.username or ''}:{_MASK}@"
+        elif self.username:
+            # Alone it may well be a password whose colon was forgotten.
+            credentials = f"{_MASK}@"
         places = ",".join(_place(host, port) for host, port in self.hosts)
-        query = "&".join(f"{key}={_MASK if key in SECRET_OPTIONS else value}" for key, value in self.query)
+        query = "&".join(f"{key}={value if key in _SHOWN else _MASK}" for key, value in self.query)
         return f"{self.scheme}://{credentials}{places}{self.path}" + (f"?{query}" if query else "")
 
-    __str__ = masked.fget  # type: ignore[attr-defined]
+    def __str__(self) -> str:
+        return self.masked
+
+    def __repr__(self) -> str:
+        return f"<StoreUrl {self.masked}>"
+
+
+def without_credentials(url: str) -> str:
+    """Return scheme, hosts and path of any URL, even of one that cannot be taken apart."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}" if separator else ""
+
+
+def without_password(url: str) -> str:
+    """Return the same, and the user where there is a password."""
+    user, colon, _ = url.partition("://")[2].rpartition("@")[0].partition(":")
+    return without_credentials(url).replace("://", f"://{user}:{_MASK}@" if colon else "://", 1)
+
+
+def _one(part: str, text: str) -> StoreUrl:
+    scheme, separator, rest = part.partition("://")
+    if not separator or not scheme:
+        raise ConfigError(
+            f"distsched_url {_masked_text(text)!r} is not a URL: expected something like 'redis://localhost:6379/0'"
+        )
+    split: SplitResult | None
+    query: tuple[tuple[str, str], ...] | None
+    try:
+        # urlsplit knows one host only; the others are cut off before and put back after.
+        split = urlsplit(f"//{rest}")
+        query = tuple(parse_qsl(split.query, keep_blank_values=True, strict_parsing=bool(split.query)))
+    except ValueError:
+        split = query = None
+    if split is None or query is None or _looks_cut_short(split):
+        # Not `from` the error, which would show what it could not read.
+        raise ConfigError(
+            f"distsched_url {_masked_text(text)!r} cannot be taken apart: a '/', '?', '#', '@' or '[' inside a user,"
+            " password or option must be percent-encoded"
+        )
+    credentials, at, places = split.netloc.rpartition("@")
+    username, colon, password = credentials.partition(":")
+    return StoreUrl(
+        scheme=scheme.lower(),
+        hosts=tuple(_host_and_port(place, text, bool(at) or "@" not in text) for place in places.split(",") if place),
+        username=unquote(username) if at and username else None,
+        password=unquote(password) if colon else None,
+        path=unquote(split.path),
+        query=query,
+    )
+
+
+def _looks_cut_short(split: SplitResult) -> bool:
+    """Whether a separator inside a password has made its beginning look like a host, as in ``//user:12#34@host``."""
+    return bool(split.fragment or (split.netloc and "@" in split.path + split.query))
 
 
 def _place(host: str, port: int | None) -> str:

@@ -69,6 +69,13 @@ class LedgerContract(StoreUnderTest):
         assert node.swap(mixed, fence="me") == expected
         assert other.read(keys) == [answer.record for answer in expected]
 
+    def test_the_largest_batch_of_long_names_is_taken(self) -> None:
+        node = self.node()
+        batch = [Swap(f"{n} {'long ü ' * 100}", None, f"record {n}") for n in range(node.max_batch)]
+        assert node.swap(batch) == [Answer(True, swap.new) for swap in batch]
+        assert node.swap(batch) == [Answer(False, swap.new) for swap in batch]
+        assert node.read([swap.key for swap in batch]) == [swap.new for swap in batch]
+
     def test_of_swaps_that_expect_the_same_exactly_one_wins(self) -> None:
         nodes = [self.node(), self.node()]
         keys = [f"entry-{n}" for n in range(20)]
@@ -152,7 +159,7 @@ class LedgerContract(StoreUnderTest):
 
     def test_a_record_is_kept_as_it_is(self) -> None:
         node = self.node()
-        for n, record in enumerate((*ODD_TEXTS, '{"a": "é\\u0000\\n"}', "line\r\nline", "é" * 10_000)):
+        for n, record in enumerate((*ODD_TEXTS, '{"a": "é\\u0000\\n"}', "line\r\nline", "é" * 10_000, "x" * 380_000)):
             assert node.swap([Swap(f"entry-{n}", None, record)]) == [Answer(True, record)]
             assert node.read([f"entry-{n}"]) == [record]
             assert node.swap([Swap(f"entry-{n}", record, "seen")]) == [Answer(True, "seen")]

@@ -10,7 +10,6 @@ import random
 import shutil
 import subprocess
 import sys
-import urllib.request
 import uuid
 from collections import Counter
 from functools import partial
@@ -22,7 +21,7 @@ import pytest
 from celery_distsched.drivers import Answer, Swap
 from celery_distsched.drivers.consul import ConsulDriver, _Seen
 from celery_distsched.drivers.consul_client import Reply
-from celery_distsched.errors import LeaseLost, StoreUnavailable
+from celery_distsched.errors import LeaseLost
 from celery_distsched.testing.checks import at_once, chunks, fails_in_bounded_time
 from tests.drivers.consul_nodes import Opener, namespace, node, open_at  # noqa: F401
 from tests.servers import ConsulServer
@@ -174,21 +173,6 @@ def test_a_namespace_named_like_a_key_of_another_stays_outside_it(node: Opener, 
         assert node(namespace=inside).swap([Swap("entry", None, "1")], fence="me") == [Answer(True, "1")]
     assert outer.members() == {}
     assert outer.read(["distsched/ledger/entry", "entry"]) == [None, None]
-
-
-def test_a_strange_key_among_the_memberships_is_named(
-    node: Opener, consul_server: ConsulServer, namespace: str
-) -> None:
-    driver = node()
-    driver.join("me", "")
-    with urllib.request.urlopen(
-        urllib.request.Request(
-            f"http://{consul_server.host}:{consul_server.port}/v1/kv/{namespace}/distsched/nodes/x", b"?", method="PUT"
-        )
-    ):
-        pass
-    with pytest.raises(StoreUnavailable, match="nodes/x' is not a membership"):
-        driver.members()
 
 
 # The other client library

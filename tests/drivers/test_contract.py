@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -35,8 +35,25 @@ class OnServer(WireContract):
         return _open(self._url_through_wire, namespace, ttl_s, timeout_s)
 
 
-def _open(url: str, namespace: str, ttl_s: float, timeout_s: float) -> Driver:
-    return open_driver(StoreUrl.parse(url), namespace=namespace, ttl_s=ttl_s, timeout_s=timeout_s, options={})
+class OnServers(DriverContract):
+    """The driver of `scheme`, on what the fixture `servers` starts: servers that no one wire leads to."""
+
+    scheme: ClassVar[str]
+    servers: ClassVar[str]
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    @pytest.fixture(autouse=True)
+    def _reach(self, request: pytest.FixtureRequest) -> None:
+        self._url = str(request.getfixturevalue(self.servers).url(self.scheme))
+
+    def make_driver(self, *, namespace: str, ttl_s: float, timeout_s: float) -> Driver:
+        return _open(self._url, namespace, ttl_s, timeout_s, self.options)
+
+
+def _open(url: str, namespace: str, ttl_s: float, timeout_s: float, options: Mapping[str, Any] | None = None) -> Driver:
+    return open_driver(
+        StoreUrl.parse(url), namespace=namespace, ttl_s=ttl_s, timeout_s=timeout_s, options=options or {}
+    )
 
 
 class TestRedisScan(OnServer):
@@ -45,6 +62,22 @@ class TestRedisScan(OnServer):
 
 class TestRedisZset(OnServer):
     scheme, server = "redis+zset", "redis_server"
+
+
+class TestValkey(OnServers):
+    scheme, servers = "redis+zset", "valkey_server"
+
+
+class TestRedisBehindSentinels(OnServers):
+    scheme, servers = "sentinel", "watched_redis"
+    options: ClassVar[Mapping[str, Any]] = {
+        "master_name": "mymaster",
+        "sentinel_kwargs": {"password": "of-sentinels"},
+    }
+
+
+class TestRedisCluster(OnServers):
+    scheme, servers = "redis+cluster", "redis_cluster"
 
 
 class TestEtcd(OnServer):

@@ -1,27 +1,24 @@
 """What is particular to Redis: its keys, its scripts, its own expiry, and what its errors say."""
+# ruff: noqa: F811  (fixtures are imported by their names)
 
 from __future__ import annotations
 
 import re
 import socket
-import subprocess
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import redis
 
-from celery_distsched.drivers import Answer, Driver, StoreUrl, Swap, open_driver
+from celery_distsched.drivers import Answer, Driver, Swap
 from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
-from tests.servers import RedisServer, free_port
-
-Open = Callable[..., Driver]
+from tests.drivers.redis_nodes import Open, namespace, opened, said, until  # noqa: F401
+from tests.servers import Certificates, RedisServer, free_port
 
 SCHEMES = ("redis+scan", "redis+zset")
 
@@ -29,28 +26,6 @@ SCHEMES = ("redis+scan", "redis+zset")
 @pytest.fixture(params=SCHEMES)
 def scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def namespace() -> str:
-    return uuid.uuid4().hex
-
-
-@pytest.fixture
-def opened(namespace: str) -> Iterator[Open]:
-    """Open drivers by URL, closed with the test."""
-    with ExitStack() as stack:
-
-        def open_(url: str, *, ttl_s: float = 60.0, timeout_s: float = 5.0, **options: Any) -> Driver:
-            driver = open_driver(
-                StoreUrl.parse(url), namespace=namespace, ttl_s=max(ttl_s, 1.0), timeout_s=timeout_s, options=options
-            )
-            if ttl_s < 1.0:  # less than is allowed, so that expiry need not be waited for
-                driver = type(driver)(driver.url, namespace=namespace, ttl_s=ttl_s, timeout_s=timeout_s)
-            stack.callback(driver.close)
-            return driver
-
-        yield open_
 
 
 @pytest.fixture
@@ -64,20 +39,6 @@ def client(redis_server: RedisServer) -> Iterator[Any]:
 @pytest.fixture
 def node(opened: Open, scheme: str, redis_server: RedisServer, client: Any) -> Driver:
     return opened(redis_server.url(scheme, path="/5"))
-
-
-def said(call: Callable[..., Any], *args: Any) -> str:
-    """Return the text of the `StoreUnavailable` that the call must raise."""
-    with pytest.raises(StoreUnavailable) as caught:
-        call(*args)
-    return str(caught.value)
-
-
-def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # Keys
@@ -216,6 +177,30 @@ def test_when_all_are_silent_nothing_but_the_ledger_stays(
     assert len(client.keys()) == 1
 
 
+# Eviction
+
+
+def test_a_server_that_may_evict_the_ledger_is_warned_about(opened: Open, scheme: str) -> None:
+    with RedisServer() as server, redis.Redis(port=server.port) as client:
+        node = opened(server.url(scheme))
+        for policy, maxmemory, warned in (
+            ("allkeys-lru", "100mb", True),
+            ("allkeys-lru", "0", False),
+            ("volatile-lru", "100mb", False),
+            ("noeviction", "100mb", False),
+            ("allkeys-random", "100mb", True),
+        ):
+            client.config_set("maxmemory-policy", policy)
+            client.config_set("maxmemory", maxmemory)
+            texts = node.warnings()
+            assert len(texts) == warned, (policy, maxmemory)
+            for text in texts:
+                assert policy in text
+                assert "noeviction" in text
+        client.acl_setuser("default", enabled=True, nopass=True, commands=["+@all", "-info"], keys=["*"])
+        said(node.warnings)
+
+
 # What errors say
 
 
@@ -273,25 +258,34 @@ def test_the_servers_own_refusals_keep_their_words(opened: Open, scheme: str) ->
         assert node.swap(batch, "me") == [Answer(True, "record")]
 
 
-def test_tls_is_checked_against_the_authority_given(opened: Open, scheme: str, tmp_path: Path) -> None:
-    key, certificate, port = tmp_path / "key.pem", tmp_path / "certificate.pem", free_port()
-    self_signed = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run(
-        ["openssl", *self_signed.split(), "-keyout", str(key), "-out", str(certificate)],
-        check=True,
-        capture_output=True,
-    )
-    files = ("--tls-cert-file", str(certificate), "--tls-key-file", str(key), "--tls-auth-clients", "no")
-    with RedisServer("--tls-port", str(port), *files) as server:
-        tls = scheme.replace("redis", "rediss")
-        for query in (f"ssl_ca_certs={certificate}", "ssl_cert_reqs=CERT_NONE"):
-            node = opened(f"{tls}://127.0.0.1:{port}?{query}")
-            node.join("me", "info")
-            assert set(node.members()) == {"me"}
-        assert "CERTIFICATE_VERIFY_FAILED" in said(opened(f"{tls}://127.0.0.1:{port}").members)
-        assert "Hostname mismatch" in said(opened(f"{tls}://localhost:{port}?ssl_ca_certs={certificate}").members)
-        assert f"write {scheme}://" in said(opened(server.url(tls), timeout_s=0.5).members)
-        said(opened(f"{scheme}://127.0.0.1:{port}").members)
+@pytest.fixture(scope="module")
+def tls_server(certificates: Certificates) -> Iterator[tuple[RedisServer, int]]:
+    """A server that asks for a client certificate, and its port for TLS."""
+    port, files = free_port(), certificates
+    tls = ("--tls-port", str(port), "--tls-ca-cert-file", files.ca, "--tls-auth-clients", "yes")
+    with RedisServer(*tls, "--tls-cert-file", files.server_cert, "--tls-key-file", files.server_key) as server:
+        yield server, port
+
+
+def test_with_tls_both_sides_show_a_certificate(
+    opened: Open, scheme: str, tls_server: tuple[RedisServer, int], certificates: Certificates
+) -> None:
+    (server, port), secure = tls_server, scheme.replace("redis", "rediss")
+    client = {"ssl_certfile": certificates.client_cert, "ssl_keyfile": certificates.client_key}
+    authority = {"ssl_ca_certs": certificates.ca}
+    query = "&".join(f"{name}={value}" for name, value in {**client, **authority}.items())
+    node = opened(f"{secure}://127.0.0.1:{port}?{query}")
+    node.join("me", "info")
+    for options in ({"ssl_cert_reqs": "CERT_NONE"}, authority):
+        assert set(opened(f"{secure}://127.0.0.1:{port}", **client, **options).members()) == {"me"}
+    node.remove("me")
+    # What is missing is named, with where to write it.
+    unchecked = opened(f"{secure}://127.0.0.1:{port}", **client).members
+    assert re.search(r"CERTIFICATE_VERIFY_FAILED.*\?ssl_ca_certs=", said(unchecked))
+    assert "Hostname mismatch" in said(opened(f"{secure}://localhost:{port}", **client, **authority).members)
+    assert "?ssl_certfile=" in said(opened(f"{secure}://127.0.0.1:{port}", **authority).members)
+    assert f"write {scheme}://" in said(opened(server.url(secure), timeout_s=0.5).members)
+    assert "wants TLS" in said(opened(f"{scheme}://127.0.0.1:{port}").members)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +294,22 @@ def test_tls_is_checked_against_the_authority_given(opened: Open, scheme: str, t
         ("redis://localhost/celery", {}, "'celery' is not the number of a database; write redis://host:port/0"),
         ("redis://localhost?db=x", {}, "'db'"),
         ("redis://one,two/0", {}, "names 2 hosts"),
+        ("redis://one;redis://two", {}, "names 2 hosts"),
+        ("redis://one;sentinel://two", {}, "mixes stores"),
+        ("redis://one/0?virtual_host=1", {}, "for sockets"),
+        ("redis+socket://host/run/redis.sock", {}, "redis\\+socket:///path"),
+        ("redis+socket://", {}, "redis\\+socket:///path"),
+        ("redis+socket:///run/redis.sock?ssl_ca_certs=/ca.pem", {}, "write rediss://"),
+        ("redis://h?master_name=m", {}, "sentinel:// only"),
+        ("sentinel://h", {}, "master_name=mymaster"),
+        ("sentinel://h?master_name=m&sentinel_kwargs=x", {}, "distsched_driver_options only"),
+        ("sentinel://h?master_name=m", {"sentinel_kwargs": {"passwd": "hush"}}, "'passwd'"),
+        ("redis+cluster://h/1", {}, "only the database 0"),
+        ("redis+cluster://h?db=1", {}, "only the database 0"),
+        ("redis://h?wait_replicas=some", {}, "not a number of servers"),
+        ("redis://h?credential_provider=os.path.join", {}, "credential_provider"),
+        ("redis://h?credential_provider=no.such", {}, "cannot be imported"),
+        ("rediss://h?ssl_min_version=SSLv9", {}, "TLSv1_3"),
         ("redis+scan://h", {"ssl_ca_certs": "/ca.pem"}, r"write rediss\+scan://"),
         ("rediss://h?ssl_cert_reqs=maybe", {}, "none, optional, required"),
         ("rediss://h?ssl_check_hostname=perhaps", {}, "neither true nor false"),

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from tests.servers.binaries import MissingServer, find_binary
+from tests.servers.certificates import Certificates
 from tests.servers.consul import ConsulServer
 from tests.servers.etcd import EtcdServer
 from tests.servers.process import Server, ServerFailed, free_port
 from tests.servers.rabbit import RabbitServer
-from tests.servers.redis import RedisServer
+from tests.servers.redis import RedisServer, ValkeyServer
+from tests.servers.redis_groups import RedisCluster, WatchedRedis, replica_of
 
 __all__ = [
+    "Certificates",
     "ConsulServer",
     "EtcdServer",
     "MissingServer",
     "RabbitServer",
+    "RedisCluster",
     "RedisServer",
     "Server",
     "ServerFailed",
+    "ValkeyServer",
+    "WatchedRedis",
     "find_binary",
     "free_port",
+    "replica_of",
 ]

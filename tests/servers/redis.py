@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import ClassVar
 
 from tests.servers.binaries import find_binary
 from tests.servers.process import Server
@@ -13,6 +14,7 @@ class RedisServer(Server):
 
     scheme = "redis"
     path = "/0"
+    program: ClassVar[str] = "redis-server"
 
     def __init__(self, *arguments: str, password: str = "") -> None:
         super().__init__()
@@ -24,7 +26,7 @@ class RedisServer(Server):
         secret = ["--requirepass", self.password] if self.password else []
         memory_only = ["--save", "", "--appendonly", "no"]
         return [
-            *(find_binary("redis-server"), "--bind", self.host, "--port", str(self.port), "--dir", str(self.data)),
+            *(find_binary(self.program), "--bind", self.host, "--port", str(self.port), "--dir", str(self.data)),
             *(*memory_only, *secret, *self._arguments),
         ]
 
@@ -49,3 +51,9 @@ class RedisServer(Server):
                 connection.sendall(b"*%d\r\n%s" % (len(parts), body))
                 line: bytes = answers.readline().rstrip(b"\r\n")
         return line
+
+
+class ValkeyServer(RedisServer):
+    """A Valkey: Redis under another name, and with a history of its own since Redis 7.2."""
+
+    program = "valkey-server"

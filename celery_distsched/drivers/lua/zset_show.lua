@@ -24,8 +24,9 @@ for _, forgotten in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', now)) do
   redis.call('HDEL', infos, forgotten)
 end
 
--- With the last of its members the whole goes.
-local latest = redis.call('ZRANGE', nodes, -1, -1, 'WITHSCORES')[2]
+-- With the last of its members the whole goes. A score that nobody of us wrote may be no time at all.
+local latest = tonumber(redis.call('ZRANGE', nodes, -1, -1, 'WITHSCORES')[2])
+latest = string.format('%.0f', math.min(latest, 2 ^ 53))
 redis.call('PEXPIREAT', nodes, latest)
 redis.call('PEXPIREAT', infos, latest)
 return time

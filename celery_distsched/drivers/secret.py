@@ -1,0 +1,42 @@
+"""What must never be shown, and how it is kept out of the errors of client libraries and servers."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from celery_distsched.drivers.url import StoreUrl
+
+_NAMES = re.compile(r"pass(word|wd)?$|token|secret", re.IGNORECASE)
+
+
+class Secrets:
+    """The passwords and tokens of one driver, in every spelling in which a message may repeat them."""
+
+    def __init__(self, url: StoreUrl, settings: Mapping[str, Any], *others: str | None) -> None:
+        values = {url.password, *others, *_values(settings)}
+        spelled = {text for value in values if value for text in (value, quote(value), quote(value, safe=""))}
+        # The longest first: one may be a part of another.
+        self._texts = sorted({*spelled, *(repr(text)[1:-1] for text in spelled)}, key=len, reverse=True)
+
+    def masked(self, text: str) -> str:
+        """Return the text with every secret replaced."""
+        for secret in self._texts:
+            text = text.replace(secret, "**")
+        return text
+
+    def harmless(self, exc: BaseException) -> BaseException | None:
+        """Return the exception to `raise` from: this one, or None where it or what led to it shows a secret."""
+        shown = "".join(traceback.format_exception(exc))
+        return exc if shown == self.masked(shown) else None
+
+
+def _values(settings: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _values(value)
+        elif isinstance(value, str) and _NAMES.search(name):
+            yield value
