@@ -31,7 +31,7 @@ $(CELERIES:%=matrix-%): matrix-%: .venv-celery-%/.dev servers
 	@echo "Celery $*"
 	@exec .venv-celery-$*/bin/pytest tests/scheduler $(ARGS)
 
-servers: ## get the servers that the tests need: Redis, etcd, RabbitMQ, Consul
+servers: ## get what the tests need: Redis, etcd, RabbitMQ, Consul, libfaketime
 	@.ci/servers.sh
 
 clean: ## remove what these commands have made
