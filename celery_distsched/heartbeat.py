@@ -48,6 +48,7 @@ class Heartbeat:
         self._renewed_active = False
         self._rejoin_after_tick = -1
         self._outage: str | None = None
+        self._outage_at = float("-inf")
         self._stalled = False
         self._farewell: Callable[[], None] | None = None
         self._wake = threading.Event()
@@ -127,7 +128,8 @@ class Heartbeat:
             logger.warning(
                 "node %s has been silent for %g s: it is dead, and its share moves on", membership, self.pool.ttl_s
             )
-        if self._outage:
+        # Where writing fails and reading does not (a full disk, a lock), an answer to a read says nothing.
+        if self._outage and self._renewed_at > self._outage_at:
             logger.warning("the store answers again (%s)", self.driver.url.masked)
             self._outage = None
 
@@ -216,6 +218,7 @@ class Heartbeat:
                 exc,
             )
         self._outage = str(exc)
+        self._outage_at = self._clock.elapsed()
 
     def _leave(self) -> None:
         me = self.pool.view.me
