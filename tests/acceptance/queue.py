@@ -7,7 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from redis.retry import Retry
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _POLL_S = 0.003
 #: Seconds until a broker that did not answer is asked again.
-_AGAIN_S = 0.02
+AGAIN_S = 0.02
 
 
 class Message(NamedTuple):
@@ -96,8 +96,10 @@ class RedisQueue(Queue):
 
     def vanished(self) -> list[Message]:
         with self._client() as client:
-            there = Counter(_identity(message_of(json.loads(text), 0)) for text in client.lrange("celery", 0, -1))
-        return _missing(self.messages, there)
+            there = Counter(
+                identity(message_of(json.loads(text)["headers"], 0)) for text in client.lrange("celery", 0, -1)
+            )
+        return missing(self.messages, there)
 
     def _client(self) -> Any:
         # A frozen server must not keep the watcher from its end.
@@ -110,15 +112,14 @@ class RedisQueue(Queue):
                 try:
                     new = client.lrange("celery", 0, -len(self.messages) - 1)
                 except redis.RedisError:
-                    over.wait(_AGAIN_S)
+                    over.wait(AGAIN_S)
                     continue
                 seen_at = time.time()
-                self.messages += [message_of(json.loads(text), seen_at) for text in reversed(new)]
+                self.messages += [message_of(json.loads(text)["headers"], seen_at) for text in reversed(new)]
 
 
-def message_of(payload: dict[str, Any], seen_at: float) -> Message:
-    """Return what is of interest of a message."""
-    headers = payload["headers"]
+def message_of(headers: Mapping[str, Any], seen_at: float) -> Message:
+    """Return what is of interest of a message with these headers."""
     return Message(
         entry=headers["periodic_task_name"],
         instant_us=(datetime.fromisoformat(headers["scheduled_at"]) - _EPOCH) // timedelta(microseconds=1),
@@ -129,15 +130,16 @@ def message_of(payload: dict[str, Any], seen_at: float) -> Message:
     )
 
 
-def _identity(message: Message) -> tuple[str, str, int]:
+def identity(message: Message) -> tuple[str, str, int]:
     """What no two messages have in common."""
     return message.task_id, message.node, message.attempt
 
 
-def _missing(messages: Iterable[Message], there: Counter[tuple[str, str, int]]) -> list[Message]:
-    missing = []
+def missing(messages: Iterable[Message], there: Counter[tuple[str, str, int]]) -> list[Message]:
+    """Return those of these messages that are not there."""
+    gone = []
     for message in messages:
-        there[_identity(message)] -= 1
-        if there[_identity(message)] < 0:
-            missing.append(message)
-    return missing
+        there[identity(message)] -= 1
+        if there[identity(message)] < 0:
+            gone.append(message)
+    return gone
