@@ -127,6 +127,17 @@ class Cluster:
         )
         return hurt
 
+    @contextmanager
+    def hung(self, beat: Beat) -> Iterator[None]:
+        """Have a beat's scheduler loop stuck inside."""
+        hurt = self._note("hung", beat)
+        beat.hang()
+        try:
+            yield
+        finally:
+            beat.release()
+            self._over(hurt)
+
     def terminate(self, beat: Beat, within_s: float = STOP_S) -> Hurt:
         """SIGTERM; return when it has ended."""
         hurt = self._note("SIGTERM", beat)

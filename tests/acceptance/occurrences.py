@@ -52,9 +52,9 @@ class Hurt(NamedTuple):
         return min(self.at, self.cut_off_at) - _UNCONFIRMED_S <= message.seen_at <= self.at + _UNCONFIRMED_S
 
     def came_between_check_and_write(self, message: Message) -> bool:
-        """Say whether the sender may have been frozen between its last check and the write, which then came late."""
+        """Say whether the sender may have been stopped between its last check and the write, which then came late."""
         late = 0 <= message.seen_at - self.until <= _UNCONFIRMED_S
-        return message.pid == self.pid and self.kind == "SIGSTOP" and late
+        return message.pid == self.pid and self.kind in ("SIGSTOP", "hung") and late
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil  # type: ignore[import-untyped]
+
 from tests.acceptance.beat import Beat
 from tests.servers import Server
 from tests.wire import Wire
@@ -36,14 +38,25 @@ def cut(what: str, wire: Wire) -> Outage:
     return Outage(f"{what} cut off", wire.cut, wire.mend)
 
 
-def silent(what: str, wire: Wire) -> Outage:
-    """The network swallows every byte; what was under way is lost."""
+def silent(what: str, wire: Wire, only: Beat | None = None) -> Outage:
+    """The network swallows every byte, or every one to and from one beat; what was under way is lost."""
+
+    def begin() -> None:
+        if only is None:
+            wire.freeze()
+        else:
+            wire.freeze(only=lambda port: port in ports_of(only))
 
     def end() -> None:
         wire.cut()
         wire.mend()
 
-    return Outage(f"{what} silent", wire.freeze, end)
+    return Outage(f"{what} silent", begin, end)
+
+
+def ports_of(beat: Beat) -> set[int]:
+    """Return the local ports of a beat's connections."""
+    return {connection.laddr.port for connection in psutil.Process(beat.pid).net_connections("tcp")}
 
 
 def locked(path: Path) -> Outage:
