@@ -58,11 +58,12 @@ class Cluster:
             settings: Any others.
             hangs: Whether its beats can be made to hang.
         """
+        self.namespace = uuid4().hex
         given = {
             **(settings or {}),
             "distsched_url": store,
             "broker_url": broker or queue.url,
-            "distsched_namespace": uuid4().hex,
+            "distsched_namespace": self.namespace,
             "distsched_node_ttl": ttl_s,
             "distsched_delivery": delivery,
         }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psutil  # type: ignore[import-untyped]
 
 from tests.acceptance.beat import Beat
-from tests.servers import Server
+from tests.servers import RedisServer, Server
 from tests.wire import Wire
 
 
@@ -71,6 +71,15 @@ def locked(path: Path) -> Outage:
         held.pop().close()
 
     return Outage("store locked", begin, end)
+
+
+def out_of_memory(server: RedisServer) -> Outage:
+    """A Redis that evicts nothing and has no memory left: it answers reads and refuses writes."""
+
+    def limit(size: str) -> None:
+        assert server.call("CONFIG", "SET", "maxmemory", size) == b"+OK"
+
+    return Outage("store out of memory", lambda: limit("1"), lambda: limit("0"))
 
 
 def full(beats: Sequence[Beat]) -> Outage:

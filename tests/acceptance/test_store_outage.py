@@ -14,7 +14,7 @@ import pytest
 from tests.acceptance.at_once import at_once
 from tests.acceptance.beat import Beat
 from tests.acceptance.cluster import Cluster
-from tests.acceptance.outages import Outage, cut, frozen, full, killed, locked, silent
+from tests.acceptance.outages import Outage, cut, frozen, full, killed, locked, out_of_memory, silent
 from tests.acceptance.queue import Message, RedisQueue
 from tests.servers import ConsulServer, EtcdServer, RedisServer, Server
 from tests.wire import Wire
@@ -54,6 +54,8 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
         server.start()
         with Wire(server.port) as wire:
             outages = [killed("store", server), frozen("store", server), cut("store", wire), silent("store", wire)]
+            if isinstance(server, RedisServer):
+                outages.insert(0, out_of_memory(server))
             return hurt(server.url(store, port=wire.port), queue, outages)
 
     servers: list[Server | None] = [RedisServer("--appendonly", "yes", "--appendfsync", "no")]
