@@ -45,6 +45,12 @@ class Beat(Server):
         """Return what the project reads; the working directory is a folder of the beat's own."""
         return {**self._environment, "PYTHONPATH": str(_ROOT), "ACCEPTANCE_HANG": str(self._hung)}
 
+    def launch(self) -> None:
+        """Start it; what is a beat and nothing else is known by its process id from the beginning."""
+        super().launch()
+        if self._words[0] == "beat":
+            self.beat_pid = self.pid or 0
+
     def ready(self) -> bool:
         """It is ready when one of its processes has sent a message."""
         pids = {message.pid for message in self._queue.messages}

@@ -114,11 +114,9 @@ class Cluster:
 
     def freeze(self, beat: Beat, seconds: float) -> Hurt:
         """SIGSTOP, and SIGCONT after that time; return when the beat is at work again."""
-        hurt = self._note("SIGSTOP", beat)
-        beat.freeze()
-        time.sleep(seconds)
-        hurt = self._over(hurt)
-        beat.thaw()
+        with self.stopped(beat):
+            time.sleep(seconds)
+        hurt = next(hurt for hurt in reversed(self.hurts) if hurt.pid == beat.beat_pid)
         # What it sends at once may be what it had in hand; what falls due a second later shows that it is a member.
         again_us = (hurt.until + 1) * SECOND_US
         self.queue.wait_for(
@@ -127,6 +125,17 @@ class Cluster:
             what=f"sent by {beat.name} again after SIGCONT",
         )
         return hurt
+
+    @contextmanager
+    def stopped(self, beat: Beat) -> Iterator[None]:
+        """Have a beat stopped by SIGSTOP inside."""
+        hurt = self._note("SIGSTOP", beat)
+        beat.freeze()
+        try:
+            yield
+        finally:
+            self._over(hurt)
+            beat.thaw()
 
     @contextmanager
     def hung(self, beat: Beat) -> Iterator[None]:
@@ -166,6 +175,11 @@ class Cluster:
             what=f"sent by each of {', '.join(beat.name for beat in beats)}",
         )
         return time.time()
+
+    def note(self, kind: str) -> None:
+        """Something was done that excuses nothing."""
+        now = time.time()
+        self.hurts.append(Hurt(kind, 0, now, now))
 
     def judge(self, began: float, ended: float) -> None:
         """Say of a run between two moments that nothing was lost and nothing came twice without a cause."""
