@@ -45,6 +45,7 @@ class Cluster:
         broker: str | None = None,
         settings: Mapping[str, Any] | None = None,
         hangs: bool = False,
+        fastest_s: float = 1.0,
     ) -> None:
         """Prepare a run.
 
@@ -57,6 +58,7 @@ class Cluster:
             broker: Another URL that leads to the queue's server.
             settings: Any others.
             hangs: Whether its beats can be made to hang.
+            fastest_s: The shortest interval of an entry.
         """
         self.namespace = uuid4().hex
         given = {
@@ -68,10 +70,11 @@ class Cluster:
             "distsched_delivery": delivery,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
-        self.environment = {"ACCEPTANCE": json.dumps({"settings": chosen, "entries": entries, "hangs": hangs})}
+        project = {"settings": chosen, "entries": entries, "hangs": hangs, "fastest_s": fastest_s}
+        self.environment = {"ACCEPTANCE": json.dumps(project)}
         self._ttl_s = ttl_s or DEFAULT_TTL_S
         self.queue = queue
-        self.rhythms = rhythms(entries)
+        self.rhythms = rhythms(entries, fastest_s)
         self.beats: list[Beat] = []
         #: In the order in which it was done.
         self.hurts: list[Hurt] = []

@@ -21,7 +21,7 @@ app.conf.update(
     beat_scheduler="celery_distsched:DistributedScheduler",
     beat_schedule={
         name: {"task": "nobody.runs.it", "schedule": rhythm.schedule}
-        for name, rhythm in rhythms(_given["entries"]).items()
+        for name, rhythm in rhythms(_given["entries"], _given["fastest_s"]).items()
     },
 )
 

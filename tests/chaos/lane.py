@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
 
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.outages import Outage
 from tests.acceptance.queue import Message, Queue
 from tests.chaos.plan import FIRST, Event, Plan, has_own_clock
+from tests.servers import Server
 from tests.servers.fake_clock import FakeClock
 
 TTL_S = 2.0
@@ -36,6 +40,24 @@ class Lane:
     #: Whether cluster time comes from the store, so that no beat's clock matters.
     clocks: bool = False
     hangs: bool = True
+    #: The servers.
+    servers: Sequence[Server] = ()
+
+    def connections(self) -> list[int]:
+        """Return how many connections each server has."""
+        return [
+            sum(
+                one.status == psutil.CONN_ESTABLISHED and one.laddr.port == server.port
+                for process in _family(server)
+                for one in process.net_connections("tcp")
+            )
+            for server in self.servers
+        ]
+
+
+def _family(server: Server) -> list[Any]:
+    process = psutil.Process(server.pid)
+    return [process, *process.children(recursive=True)]
 
 
 @dataclass

@@ -38,11 +38,13 @@ def lane(name: str) -> Iterator[Lane]:
     """Have a lane with its servers inside."""
     scheme, new_store, new_broker = LANES[name]
     with ExitStack() as stack:
+        servers: list[Server] = []
         if new_store is None:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-"))) / "store.sqlite3"
             store, store_outages = f"sqlite:///{path}", _by_name([locked(path)])
         else:
             server = stack.enter_context(new_store())
+            servers.append(server)
             wire = stack.enter_context(Wire(server.port))
             store = server.url(scheme, port=wire.port)
             store_outages = _by_name(_ways("store", server, wire))
@@ -60,6 +62,7 @@ def lane(name: str) -> Iterator[Lane]:
                 clocks=True,
                 # Who hooks into sending, to hang it, is not on the fast way.
                 hangs=False,
+                servers=servers,
             )
             return
         broker = stack.enter_context(new_broker())
@@ -73,6 +76,7 @@ def lane(name: str) -> Iterator[Lane]:
             store_outages,
             _by_name(_ways("broker", broker, broker_wire)),
             clocks=scheme.startswith("redis"),
+            servers=[*servers, broker],
         )
 
 
