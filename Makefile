@@ -1,12 +1,14 @@
 PYTHON ?= python3
 STORE ?= sqlite
+MINUTES ?= 10
+SEED ?=
 CELERIES := 5.5 5.6 5.7
 
 export PYTHON
 # Where .ci/servers.sh puts what the system has no package of.
 export PATH := $(PATH):$(CURDIR)/.servers/bin
 
-.PHONY: help demo test lint types matrix servers clean $(CELERIES:%=matrix-%)
+.PHONY: help demo test chaos soak lint types matrix servers clean $(CELERIES:%=matrix-%)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +19,12 @@ demo: .venv/.all ## several beats share one schedule, and one is killed; STORE=s
 
 test: .venv/.dev servers ## run the tests against real servers; ARGS="-k words" to choose
 	@exec .venv/bin/pytest $(ARGS)
+
+chaos: .venv/.dev servers ## hurt beats, stores and brokers at random; MINUTES=10 (default), SEED=... to do the same again
+	@exec .venv/bin/python -m tests.chaos --minutes "$(MINUTES)" --seed "$(SEED)" --report docs/chaos.md
+
+soak: .venv/.dev servers ## look for what grows in beats that live long; MINUTES=10 (default)
+	@exec .venv/bin/python -m tests.chaos.soak --minutes "$(MINUTES)" --report docs/soak.md
 
 lint: .venv/.dev ## check style and format
 	@.venv/bin/ruff check .
@@ -31,7 +39,7 @@ $(CELERIES:%=matrix-%): matrix-%: .venv-celery-%/.dev servers
 	@echo "Celery $*"
 	@exec .venv-celery-$*/bin/pytest tests/scheduler $(ARGS)
 
-servers: ## get the servers that the tests need: Redis, etcd, RabbitMQ, Consul
+servers: ## get what the tests need: Redis, etcd, RabbitMQ, Consul, libfaketime
 	@.ci/servers.sh
 
 clean: ## remove what these commands have made

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Gets the servers that the tests run against; without a name, all of them. What is there already is left alone.
-# Usage: .ci/servers.sh [redis] [etcd] [rabbitmq] [consul]
+# Gets the servers that the tests run against, and the clock that they are shown; without a name, all of them. What is
+# there already is left alone. Usage: .ci/servers.sh [redis] [etcd] [rabbitmq] [consul] [faketime]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 servers=$PWD/.servers
@@ -9,13 +9,13 @@ PATH=$PATH:/usr/sbin:/usr/lib/rabbitmq/bin:$servers/bin
 program() {
     case $1 in
         redis | rabbitmq) echo "$1-server" ;;
-        etcd | consul) echo "$1" ;;
-        *) echo "no server is known by the name '$1'; known are redis, etcd, rabbitmq, consul" >&2; return 1 ;;
+        etcd | consul | faketime) echo "$1" ;;
+        *) echo "no server is known by the name '$1'; known are redis, etcd, rabbitmq, consul, faketime" >&2; return 1 ;;
     esac
 }
 
 missing=()
-for name in "${@:-redis etcd rabbitmq consul}"; do
+for name in "${@:-redis etcd rabbitmq consul faketime}"; do
     for server in $name; do
         server=${server%%+*} # redis+scan is Redis
         wanted=$(program "$server")
@@ -28,6 +28,7 @@ if ! command -v apt-get >/dev/null; then
     echo "missing: ${missing[*]}. Put their programs on PATH and run this again; with Homebrew:" >&2
     for server in "${missing[@]}"; do
         [[ $server == consul ]] && server=hashicorp/tap/consul
+        [[ $server == faketime ]] && server=libfaketime
         echo "    brew install $server" >&2
     done
     exit 1
@@ -56,7 +57,11 @@ install_packages() {
 
 packages=()
 for server in "${missing[@]}"; do
-    [[ $server == consul ]] || packages+=("$server-server")
+    case $server in
+        consul) ;;
+        faketime) packages+=(faketime) ;;
+        *) packages+=("$server-server") ;;
+    esac
 done
 echo "getting ${missing[*]} ..."
 ((${#packages[@]} == 0)) || install_packages "${packages[@]}"

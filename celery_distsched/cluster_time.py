@@ -31,9 +31,11 @@ class ClusterTime:
         self._clock = clock
         self._ttl_s = ttl_s
         self._store: int | None = None
-        # Membership → offsets of its wall clock, and of the cluster time that it goes by (0: none yet).
+        # Membership → offsets of its wall clock; of the cluster time that it goes by, and whether that was fresh.
         self._walls: dict[str, deque[int]] = {}
-        self._peers: dict[str, int] = {}
+        self._peers: dict[str, tuple[int, bool]] = {}
+        #: Until when a heartbeat is waited for that is not an old one.
+        self._wait_until: float | None = None
         self._step: tuple[int, float] | None = None
         self._skewed = False
 
@@ -43,11 +45,21 @@ class ClusterTime:
         if self._store is None or answered_at - asked_at < 0.1:
             self._store = store_us - microseconds((asked_at + answered_at) / 2)
 
-    def heard(self, membership: str, wall_us: int, cluster_us: int, now: float) -> None:
-        """Take in what a node's new heartbeat says of its clocks."""
-        self._walls.setdefault(membership, deque(maxlen=_SAMPLES)).append(wall_us - microseconds(now))
+    def heard(self, membership: str, wall_us: int, cluster_us: int, now: float, *, fresh: bool = True) -> None:
+        """Take in what a node's new heartbeat says of its clocks.
+
+        Args:
+            membership: Whose.
+            wall_us: Its wall clock when it wrote.
+            cluster_us: Cluster time then, by which it goes; 0: it has none yet.
+            now: On `Clock.elapsed`.
+            fresh: Whether it was written since the last look; one that was there already may be of any age.
+        """
+        # Who has no cluster time yet has only just come.
+        if fresh or not cluster_us:
+            self._walls.setdefault(membership, deque(maxlen=_SAMPLES)).append(wall_us - microseconds(now))
         if cluster_us:
-            self._peers[membership] = cluster_us - microseconds(now)
+            self._peers[membership] = (cluster_us - microseconds(now), fresh)
 
     def forget(self, membership: str) -> None:
         """Drop what is known of a node that is gone."""
@@ -62,11 +74,9 @@ class ClusterTime:
         walls = _lower_median([own, *(max(self._walls[m]) for m in others if m in self._walls)])
         first = walls if self._store is None else self._store
         if self.offset_us is None:
-            peers = [self._peers[m] for m in others if m in self._peers]
-            self.offset_us = first
-            # A heartbeat may have been read a poll late, so what is close is the same.
-            if peers and abs(_lower_median(peers) - first) > _STEP_US:
-                self.offset_us = _lower_median(peers)
+            self.offset_us = self._first(first, [self._peers[m] for m in others if m in self._peers], now)
+            if self.offset_us is None:
+                return
         elif abs(first - self.offset_us) <= _STEP_US:
             self._back_in_step()
             self.offset_us = first
@@ -74,6 +84,20 @@ class ClusterTime:
             agreed = self._store is None or abs(first - walls) <= _STEP_US
             self._consider(first, first - self.offset_us, agreed, now)
         self._report_skew(own - self.offset_us)
+
+    def _first(self, clocks: int, peers: Sequence[tuple[int, bool]], now: float) -> int | None:
+        """The time to begin with: that of the others, as soon as they say it; None: not known yet."""
+        fresh = [offset for offset, is_fresh in peers if is_fresh]
+        told = fresh or [offset for offset, _ in peers]
+        # A heartbeat may have been read a poll late, so what is close is the same.
+        if not told or abs(_lower_median(told) - clocks) <= _STEP_US:
+            return clocks
+        if fresh:
+            return _lower_median(fresh)
+        # Either the clocks are wrong, or those who wrote that have been silent since: the next heartbeat tells.
+        if self._wait_until is None:
+            self._wait_until = now + self._ttl_s
+        return clocks if now >= self._wait_until else None
 
     def _consider(self, target: int, jump_us: int, agreed: bool, now: float) -> None:
         """Follow a jump once it has lasted, and a second clock agrees where there is one."""

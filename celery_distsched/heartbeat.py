@@ -48,6 +48,7 @@ class Heartbeat:
         self._renewed_state: tuple[bool, str] = (False, "")
         self._rejoin_after_tick = -1
         self._outage: str | None = None
+        self._outage_at = float("-inf")
         self._stalled = False
         #: Reported as dead; what cannot be removed is not reported again at each poll.
         self._buried: set[str] = set()
@@ -132,7 +133,8 @@ class Heartbeat:
                 logger.warning(
                     "node %s has been silent for %g s: it is dead, and its share moves on", membership, self.pool.ttl_s
                 )
-        if self._outage:
+        # Where writing fails and reading does not (a full disk, a lock), an answer to a read says nothing.
+        if self._outage and self._renewed_at > self._outage_at:
             logger.warning("the store answers again (%s)", self.driver.url.masked)
             self._outage = None
         if me is not None and not self._asked_for_warnings:
@@ -234,6 +236,7 @@ class Heartbeat:
                 exc,
             )
         self._outage = str(exc)
+        self._outage_at = self._clock.elapsed()
 
     def _leave(self) -> None:
         me = self.pool.view.me

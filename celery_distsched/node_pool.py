@@ -126,7 +126,7 @@ class NodePool:
     def trusted(self) -> bool:
         """Whether this node may act on its view now."""
         view = self.view
-        return view.me is not None and self._clock.elapsed() < view.trusted_until
+        return view.me is not None and view.offset_us is not None and self._clock.elapsed() < view.trusted_until
 
     def renewed(self, me: str, asked_at: float, store_us: int | None) -> None:
         """A join or renewal succeeded. It was sent at `asked_at`: a slow answer must shorten trust, not stretch it."""
@@ -158,7 +158,8 @@ class NodePool:
             if pulse != member.pulse:
                 seen_at = now
                 if (info := Info.parse(member.info)) is not None and membership != self._me:
-                    self._time.heard(membership, info.wall_us, info.cluster_us, now)
+                    fresh = membership in self._pulses
+                    self._time.heard(membership, info.wall_us, info.cluster_us, now, fresh=fresh)
             self._pulses[membership] = (member.pulse, seen_at)
         for membership, (_, seen_at) in list(self._pulses.items()):
             if membership not in members and now - seen_at > _REMEMBER_S:

@@ -100,6 +100,24 @@ def test_who_joins_goes_by_the_time_of_the_others(store: bool) -> None:
     assert node.goes_on(0) == 0.0
 
 
+@pytest.mark.parametrize("store", [True, False])
+def test_a_heartbeat_that_was_there_already_says_nothing_of_the_time(store: bool) -> None:
+    for later_s, dead in ((1.0, False), (TTL_S, True)):
+        node = Node(store=store, others=0)
+        written_us = microseconds(EPOCH_S + node.clock.now - 7)
+        if store:
+            node.time.store_said(microseconds(EPOCH_S + node.clock.now), node.clock.now, node.clock.now)
+        node.time.heard("other", written_us, written_us, node.clock.now, fresh=False)
+        node.time.settle(["other"], node.clock.now)
+        assert node.time.offset_us is None, "who can tell whether the clocks are wrong, or this is 7 s old?"
+        node.clock.now += later_s
+        if not dead:
+            now_us = microseconds(EPOCH_S + node.clock.now)
+            node.time.heard("other", now_us, now_us, node.clock.now)
+        node.time.settle(["other"], node.clock.now)
+        assert node.time.offset_us == microseconds(EPOCH_S)
+
+
 @pytest.mark.parametrize(("off_s", "where"), [(HOUR_S, "ahead of"), (-7.0, "behind")])
 def test_a_host_whose_clock_is_off_says_so_once_and_once_when_it_is_over(
     off_s: float, where: str, caplog: pytest.LogCaptureFixture

@@ -220,6 +220,21 @@ def test_close_ends_the_thread_and_every_connection_whatever_state_it_is_in(
         wire.close()
 
 
+def test_one_client_can_be_frozen_alone(wire: Wire, connect: Callable[[int], Client]) -> None:
+    deaf, healthy = connect(wire.port), connect(wire.port)
+    assert deaf.call("PING") == healthy.call("PING") == b"+PONG\r\n"
+    deaf_port = deaf.socket.getsockname()[1]
+    wire.freeze(only=lambda port: port == deaf_port)
+    deaf.say("PING")
+    assert healthy.call("PING") == b"+PONG\r\n"
+    assert connect(wire.port).call("PING") == b"+PONG\r\n"
+    deaf.socket.settimeout(SILENCE_S)
+    with pytest.raises(TimeoutError):
+        deaf.hear()
+    wire.mend()
+    assert deaf.hear() == b"+PONG\r\n"
+
+
 @pytest.mark.parametrize("state", ["mend", "cut", "freeze", "drop_replies"])
 def test_a_wire_with_nothing_to_pass_does_no_work(wire: Wire, state: str, connect: Callable[[int], Client]) -> None:
     client = connect(wire.port)

@@ -7,6 +7,7 @@ import selectors
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,10 @@ class _State(enum.Enum):
 class _Link:
     """One client's connection through the wire: two sockets, and the bytes under way."""
 
-    def __init__(self, client: socket.socket, server_address: tuple[str, int]) -> None:
+    def __init__(self, client: socket.socket, client_port: int, server_address: tuple[str, int]) -> None:
         self.client = client
+        self.client_port = client_port
+        self.frozen = False
         self.server = socket.socket()
         for side in (self.client, self.server):
             side.setblocking(False)
@@ -79,6 +82,7 @@ class Wire:
         self._server_address = (host, port)
         self._state = _State.WHOLE
         self._links: set[_Link] = set()
+        self._freezes: Callable[[int], bool] = bool
         self.port = free_port()
         self._listener = _bound(self.port)
         self._listener.listen()
@@ -96,8 +100,13 @@ class Wire:
         """Reset every connection and refuse new ones."""
         self._become(_State.CUT)
 
-    def freeze(self) -> None:
-        """Keep connections and take new ones, and pass no byte either way: a black hole."""
+    def freeze(self, only: Callable[[int], bool] = lambda client_port: True) -> None:
+        """Keep connections and take new ones, and pass no byte either way: a black hole.
+
+        Args:
+            only: For whose connections, told by the client's port; called in the wire's own thread.
+        """
+        self._freezes = only
         self._become(_State.FROZEN)
 
     def drop_replies(self) -> None:
@@ -148,7 +157,7 @@ class Wire:
     def _listen_for_what_matters(self) -> None:
         for link in self._links:
             for side in (link.client, link.server):
-                wanted = 0 if self._state is _State.FROZEN else link.wanted(side)
+                wanted = 0 if link.frozen else link.wanted(side)
                 registered = self._selector.get_map().get(side)
                 if registered is None:
                     if wanted:
@@ -164,7 +173,7 @@ class Wire:
             self._enter(self._asked)
         elif key.fileobj is self._listener:
             self._accept()
-        elif key.data in self._links and self._state is not _State.FROZEN:
+        elif key.data in self._links and not key.data.frozen:
             assert isinstance(key.fileobj, socket.socket)
             try:
                 if events & selectors.EVENT_WRITE:
@@ -180,6 +189,8 @@ class Wire:
 
     def _enter(self, state: _State) -> None:
         was, self._state = self._state, state
+        for link in self._links:
+            link.frozen = state is _State.FROZEN and self._freezes(link.client_port)
         if state is _State.CUT:
             for link in list(self._links):
                 self._drop(link)
@@ -201,10 +212,12 @@ class Wire:
 
     def _accept(self) -> None:
         try:
-            client, _ = self._listener.accept()
+            client, (_, client_port) = self._listener.accept()
         except OSError:  # It hung up while it waited, or the wire was cut in this very round.
             return
-        self._links.add(_Link(client, self._server_address))
+        link = _Link(client, client_port, self._server_address)
+        link.frozen = self._state is _State.FROZEN and self._freezes(client_port)
+        self._links.add(link)
 
     def _read(self, link: _Link, side: socket.socket) -> None:
         data = side.recv(_CHUNK)

@@ -3,80 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import signal
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from tests.acceptance.beat import Beat
 from tests.acceptance.occurrences import Hurt, Sent
+from tests.acceptance.outages import Outage
 from tests.acceptance.queue import Queue
 from tests.acceptance.rhythms import SECOND_US, rhythms
-from tests.servers import Server
+from tests.servers.fake_clock import FakeClock
 from tests.servers.process import STOP_S
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_TTL_S = 5.0
 _STAMP = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+: ")
-
-
-class Beat(Server):
-    """One ``celery beat``, or one ``celery worker`` with a beat inside: ready when its beat has sent something."""
-
-    scheme = "beat"
-
-    def __init__(self, name: str, words: Sequence[str], environment: dict[str, str], queue: Queue) -> None:
-        super().__init__()
-        self.name = name
-        self._words = words
-        self._environment = environment
-        self._queue = queue
-        #: The process id of the beat itself, which in a worker is a child's.
-        self.beat_pid = 0
-
-    def command(self) -> list[str]:
-        """Return the program and its arguments."""
-        return command_line(*(word.format(name=self.name) for word in self._words))
-
-    def environment(self) -> dict[str, str]:
-        """Return what the project reads; the working directory is a folder of the beat's own."""
-        return {**self._environment, "PYTHONPATH": str(_ROOT)}
-
-    def ready(self) -> bool:
-        """It is ready when one of its processes has sent a message."""
-        pids = {message.pid for message in self._queue.messages}
-        self.beat_pid = next((pid for pid in pids if _group(pid) == self.pid), 0)
-        return self.beat_pid > 0
-
-    def terminate(self, within_s: float) -> None:
-        """Send SIGTERM to this one process, as a supervisor does; raises `subprocess.TimeoutExpired` if it goes on."""
-        assert self._process is not None
-        self._process.terminate()
-        self._process.wait(within_s)
-
-    def stop(self) -> None:
-        """End it, and the beat that a worker may have left behind."""
-        super().stop()
-        if self._process is not None and self.beat_pid and _group(self.beat_pid) == self._process.pid:
-            os.kill(self.beat_pid, signal.SIGKILL)
-
-    @property
-    def exit_code(self) -> int | None:
-        """As `subprocess.Popen.returncode`."""
-        return None if self._process is None else self._process.poll()
-
-    def said(self) -> str:
-        """What it has said."""
-        return self.log.read_text(errors="replace")
 
 
 class Cluster:
@@ -94,6 +43,9 @@ class Cluster:
         ttl_s: float | None = None,
         delivery: str | None = None,
         broker: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        hangs: bool = False,
+        fastest_s: float = 1.0,
     ) -> None:
         """Prepare a run.
 
@@ -104,36 +56,49 @@ class Cluster:
             ttl_s: ``distsched_node_ttl``; None: the default.
             delivery: ``distsched_delivery``; None: the default.
             broker: Another URL that leads to the queue's server.
+            settings: Any others.
+            hangs: Whether its beats can be made to hang.
+            fastest_s: The shortest interval of an entry.
         """
-        settings = {
+        self.namespace = uuid4().hex
+        given = {
+            **(settings or {}),
             "distsched_url": store,
             "broker_url": broker or queue.url,
-            "distsched_namespace": uuid4().hex,
+            "distsched_namespace": self.namespace,
             "distsched_node_ttl": ttl_s,
             "distsched_delivery": delivery,
         }
-        chosen = {name: value for name, value in settings.items() if value is not None}
-        self.environment = {"ACCEPTANCE": json.dumps({"settings": chosen, "entries": entries})}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        project = {"settings": chosen, "entries": entries, "hangs": hangs, "fastest_s": fastest_s}
+        self.environment = {"ACCEPTANCE": json.dumps(project)}
+        self._ttl_s = ttl_s or DEFAULT_TTL_S
         self.queue = queue
-        self.rhythms = rhythms(entries)
+        self.rhythms = rhythms(entries, fastest_s)
         self.beats: list[Beat] = []
         #: In the order in which it was done.
         self.hurts: list[Hurt] = []
         self._watch = queue.watched()
 
-    def start(self, number: int = 1, words: Sequence[str] = ("beat", "-l", "INFO")) -> list[Beat]:
+    def start(
+        self, number: int = 1, words: Sequence[str] = ("beat", "-l", "INFO"), clocks: Sequence[FakeClock] = ()
+    ) -> list[Beat]:
         """Start beats all at once; return when each has sent something.
 
         Args:
             number: How many.
             words: What follows ``celery``; ``{name}`` is the beat's.
+            clocks: Wall clocks of the first of these, where they are not to have the machine's.
         """
-        names = [f"beat-{len(self.beats) + nth + 1}" for nth in range(number)]
-        new = [Beat(name, words, self.environment, self.queue) for name in names]
-        self.beats += new
+        new = [self.add(words, clock) for clock in [*clocks, *[None] * (number - len(clocks))]]
         with ThreadPoolExecutor(number) as starters:
             list(starters.map(Beat.start, new))
         return new
+
+    def add(self, words: Sequence[str] = ("beat", "-l", "INFO"), clock: FakeClock | None = None) -> Beat:
+        """Make one more beat, to be started by the caller."""
+        self.beats.append(Beat(f"beat-{len(self.beats) + 1}", words, self.environment, self.queue, clock))
+        return self.beats[-1]
 
     def wait_until_sending(self, beat: Beat) -> None:
         """Return when a beat has sent the first of what falls due at the next full second, and not yet the rest."""
@@ -152,11 +117,9 @@ class Cluster:
 
     def freeze(self, beat: Beat, seconds: float) -> Hurt:
         """SIGSTOP, and SIGCONT after that time; return when the beat is at work again."""
-        hurt = self._note("SIGSTOP", beat)
-        beat.freeze()
-        time.sleep(seconds)
-        hurt = self._over(hurt)
-        beat.thaw()
+        with self.stopped(beat):
+            time.sleep(seconds)
+        hurt = next(hurt for hurt in reversed(self.hurts) if hurt.pid == beat.beat_pid)
         # What it sends at once may be what it had in hand; what falls due a second later shows that it is a member.
         again_us = (hurt.until + 1) * SECOND_US
         self.queue.wait_for(
@@ -166,11 +129,60 @@ class Cluster:
         )
         return hurt
 
+    @contextmanager
+    def stopped(self, beat: Beat) -> Iterator[None]:
+        """Have a beat stopped by SIGSTOP inside."""
+        hurt = self._note("SIGSTOP", beat)
+        beat.freeze()
+        try:
+            yield
+        finally:
+            self._over(hurt)
+            beat.thaw()
+
+    @contextmanager
+    def hung(self, beat: Beat) -> Iterator[None]:
+        """Have a beat's scheduler loop stuck inside."""
+        hurt = self._note("hung", beat)
+        beat.hang()
+        try:
+            yield
+        finally:
+            beat.release()
+            self._over(hurt)
+
     def terminate(self, beat: Beat, within_s: float = STOP_S) -> Hurt:
         """SIGTERM; return when it has ended."""
         hurt = self._note("SIGTERM", beat)
         beat.terminate(within_s)
         return self._over(hurt)
+
+    @contextmanager
+    def during(self, outage: Outage) -> Iterator[None]:
+        """Have a server away inside; the beats' own affairs are for the caller."""
+        hurt = Hurt(outage.kind, 0, time.time())
+        self.hurts.append(hurt)
+        outage.begin()
+        try:
+            yield
+        finally:
+            outage.end()
+            self._over(hurt)
+
+    def wait_until_each_sends(self, beats: Sequence[Beat], within_s: float) -> float:
+        """Return when each of these has sent something due after this call, with the wall clock of the last."""
+        now_us = time.time() * SECOND_US
+        self.queue.wait_for(
+            lambda messages: {m.pid for m in messages if m.instant_us > now_us} >= {beat.beat_pid for beat in beats},
+            within_s,
+            what=f"sent by each of {', '.join(beat.name for beat in beats)}",
+        )
+        return time.time()
+
+    def note(self, kind: str) -> None:
+        """Something was done that excuses nothing."""
+        now = time.time()
+        self.hurts.append(Hurt(kind, 0, now, now))
 
     def judge(self, began: float, ended: float) -> None:
         """Say of a run between two moments that nothing was lost and nothing came twice without a cause."""
@@ -187,13 +199,21 @@ class Cluster:
             time.sleep(0.1)
 
     @property
+    def outages(self) -> list[Hurt]:
+        """What was done to servers."""
+        return [hurt for hurt in self.hurts if not hurt.pid]
+
+    @property
     def sent(self) -> Sent:
         """What has arrived so far."""
         return Sent.of(list(self.queue.messages), self.rhythms)
 
     def story(self) -> str:
         """What was done to the beats and what they have said, in order of time, without a line for each message."""
-        hurts = [f"{hurt.kind} of process {hurt.pid} at {hurt.at % 60:.3f} s of the minute" for hurt in self.hurts]
+        hurts = [
+            f"{hurt.kind}{f' of process {hurt.pid}' if hurt.pid else ''} at {hurt.at % 60:.3f} s of the minute"
+            for hurt in self.hurts
+        ]
         lines: list[tuple[str, str]] = []
         for beat in self.beats:
             stamp = ""
@@ -218,7 +238,11 @@ class Cluster:
             print(self.story())
 
     def _note(self, kind: str, beat: Beat) -> Hurt:
-        self.hurts.append(Hurt(kind, beat.beat_pid, time.time()))
+        now = time.time()
+        # After an outage a beat has to join again before it can confirm what it had sent.
+        again_s = self._ttl_s + 1
+        gone = [one.at for one in self.outages if one.kind.startswith("store") and now <= one.until + again_s]
+        self.hurts.append(Hurt(kind, beat.beat_pid, now, cut_off_at=min(gone, default=float("inf"))))
         return self.hurts[-1]
 
     def _over(self, hurt: Hurt) -> Hurt:
@@ -227,18 +251,6 @@ class Cluster:
         return over
 
 
-def command_line(*words: str) -> list[str]:
-    """Return the command line of a Celery program on the project."""
-    return [sys.executable, "-m", "celery", "-A", "tests.acceptance.project", *words]
-
-
 def wait_for_a_burst() -> None:
     """Return within the first hundredths of a second, when beats are claiming, sending and confirming."""
     time.sleep(1 - time.time() % 1 + random.uniform(0, 0.025))
-
-
-def _group(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return None

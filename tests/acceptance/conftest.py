@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.acceptance.queue import Queue
+from tests.acceptance.queue import Queue, RedisQueue
 from tests.servers import RedisServer, Server
 
 #: Each store's server is the fixture of this name; SQLite has none.
@@ -22,7 +22,7 @@ SERVERS = {
 @pytest.fixture(scope="session")
 def queue(redis_server: RedisServer) -> Queue:
     """A database of its own: a store in the same Redis is in another one."""
-    return Queue(redis_server.url(path="/9"))
+    return RedisQueue(redis_server.url(path="/9"))
 
 
 @pytest.fixture(scope="session")

@@ -28,24 +28,33 @@ class Occurrence(NamedTuple):
 
 
 class Hurt(NamedTuple):
-    """What was done to a beat, in seconds of the wall clock."""
+    """What was done to a beat or to a server, in seconds of the wall clock."""
 
+    #: What was done to the broker begins with "broker".
     kind: str
+    #: 0 for what was done to a server.
     pid: int
     at: float
     #: When it was over, for what does not last.
     until: float = float("inf")
+    #: When the store had gone, where this befell a beat that had not been able to confirm since.
+    cut_off_at: float = float("inf")
 
     def kept_from_confirming(self, message: Message) -> bool:
-        """Say whether this befell the sender between the broker's acceptance of a message and its confirm."""
-        if message.pid != self.pid or self.kind == "SIGTERM":
+        """Say whether this befell the sender between the broker's acceptance of a message and its confirm.
+
+        Of a broker that went away, or came back to what had queued up for it, no sender had an answer.
+        """
+        if self.kind.startswith("broker"):
+            return self.at - _UNCONFIRMED_S <= message.seen_at <= self.until + _UNCONFIRMED_S
+        if message.pid != self.pid or (self.kind == "SIGTERM" and self.cut_off_at > self.at):
             return False
-        return abs(message.seen_at - self.at) <= _UNCONFIRMED_S
+        return min(self.at, self.cut_off_at) - _UNCONFIRMED_S <= message.seen_at <= self.at + _UNCONFIRMED_S
 
     def came_between_check_and_write(self, message: Message) -> bool:
-        """Say whether the sender may have been frozen between its last check and the write, which then came late."""
+        """Say whether the sender may have been stopped between its last check and the write, which then came late."""
         late = 0 <= message.seen_at - self.until <= _UNCONFIRMED_S
-        return message.pid == self.pid and self.kind == "SIGSTOP" and late
+        return message.pid == self.pid and self.kind in ("SIGSTOP", "hung") and late
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import time
+from pathlib import Path
+from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 
 from tests.acceptance.rhythms import rhythms
 
@@ -17,6 +21,19 @@ app.conf.update(
     beat_scheduler="celery_distsched:DistributedScheduler",
     beat_schedule={
         name: {"task": "nobody.runs.it", "schedule": rhythm.schedule}
-        for name, rhythm in rhythms(_given["entries"]).items()
+        for name, rhythm in rhythms(_given["entries"], _given["fastest_s"]).items()
     },
 )
+
+if "FAKETIME_TIMESTAMP_FILE" in os.environ:
+    # Python sleeps until a moment of the clock that never steps; libfaketime takes that for one of the wall clock.
+    time.sleep = lambda seconds: select.select([], [], [], float(seconds)) and None
+
+
+def _hang_if_told_to(**kwargs: Any) -> None:
+    while Path(os.environ["ACCEPTANCE_HANG"]).exists():
+        time.sleep(0.01)
+
+
+if _given["hangs"]:
+    signals.before_task_publish.connect(_hang_if_told_to)

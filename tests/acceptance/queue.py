@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _POLL_S = 0.003
+#: Seconds until a broker that did not answer is asked again.
+AGAIN_S = 0.02
 
 
 class Message(NamedTuple):
@@ -39,8 +45,8 @@ class Message(NamedTuple):
         return datetime.fromtimestamp(self.seen_at, timezone.utc)
 
 
-class Queue:
-    """All that has arrived in the Redis list ``celery``, which nobody empties."""
+class Queue(ABC):
+    """All that has arrived in the queue ``celery``, which nobody empties."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -49,19 +55,17 @@ class Queue:
 
     @contextmanager
     def watched(self) -> Iterator[Queue]:
-        """Empty the database and note each message's arrival from now on."""
-        client = redis.Redis.from_url(self.url)
-        client.flushdb()
+        """Empty the queue and note each message's arrival from now on; a broker that is away is waited for."""
+        self.empty()
         self.messages = []
         over = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(client, over), name="queue-watcher")
+        watcher = threading.Thread(target=self._watch, args=(over,), name="queue-watcher")
         watcher.start()
         try:
             yield self
         finally:
             over.set()
             watcher.join()
-            client.close()
 
     def wait_for(self, enough: Callable[[list[Message]], bool], within_s: float, what: str) -> None:
         """Return when the messages are what they should be; raises `AssertionError` if that takes too long."""
@@ -70,16 +74,52 @@ class Queue:
             assert time.monotonic() < deadline, f"after {within_s:g} s: not {what}"
             time.sleep(0.002)
 
-    def _watch(self, client: Any, over: threading.Event) -> None:
-        while not over.wait(_POLL_S):
-            # The sender puts new ones at the head, so the oldest keep their places counted from the tail.
-            new = client.lrange("celery", 0, -len(self.messages) - 1)
-            seen_at = time.time()
-            self.messages += [_message(text, seen_at) for text in reversed(new)]
+    @abstractmethod
+    def empty(self) -> None:
+        """Take everything out."""
+
+    @abstractmethod
+    def vanished(self) -> list[Message]:
+        """Return what was there once and is not any more: accepted, it seemed, and yet not kept."""
+
+    @abstractmethod
+    def _watch(self, over: threading.Event) -> None:
+        """Add what arrives to `messages` until it is over."""
 
 
-def _message(text: bytes, seen_at: float) -> Message:
-    headers = json.loads(text)["headers"]
+class RedisQueue(Queue):
+    """The list ``celery`` of one Redis database."""
+
+    def empty(self) -> None:
+        with self._client() as client:
+            client.flushdb()
+
+    def vanished(self) -> list[Message]:
+        with self._client() as client:
+            there = Counter(
+                identity(message_of(json.loads(text)["headers"], 0)) for text in client.lrange("celery", 0, -1)
+            )
+        return missing(self.messages, there)
+
+    def _client(self) -> Any:
+        # A frozen server must not keep the watcher from its end.
+        return redis.Redis.from_url(self.url, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+
+    def _watch(self, over: threading.Event) -> None:
+        with self._client() as client:
+            while not over.wait(_POLL_S):
+                # The sender puts new ones at the head, so the oldest keep their places counted from the tail.
+                try:
+                    new = client.lrange("celery", 0, -len(self.messages) - 1)
+                except redis.RedisError:
+                    over.wait(AGAIN_S)
+                    continue
+                seen_at = time.time()
+                self.messages += [message_of(json.loads(text)["headers"], seen_at) for text in reversed(new)]
+
+
+def message_of(headers: Mapping[str, Any], seen_at: float) -> Message:
+    """Return what is of interest of a message with these headers."""
     return Message(
         entry=headers["periodic_task_name"],
         instant_us=(datetime.fromisoformat(headers["scheduled_at"]) - _EPOCH) // timedelta(microseconds=1),
@@ -88,3 +128,18 @@ def _message(text: bytes, seen_at: float) -> Message:
         attempt=headers.get("distsched_attempt", 1),
         seen_at=seen_at,
     )
+
+
+def identity(message: Message) -> tuple[str, str, int]:
+    """What no two messages have in common."""
+    return message.task_id, message.node, message.attempt
+
+
+def missing(messages: Iterable[Message], there: Counter[tuple[str, str, int]]) -> list[Message]:
+    """Return those of these messages that are not there."""
+    gone = []
+    for message in messages:
+        there[identity(message)] -= 1
+        if there[identity(message)] < 0:
+            gone.append(message)
+    return gone

@@ -26,12 +26,12 @@ class Rhythm(NamedTuple):
         return range(first, upto_us + 1, self.every_us)
 
 
-def rhythms(count: int) -> dict[str, Rhythm]:
-    """Return that many entries: half of them every second, the rest every 1 to 5 seconds, and one every minute."""
+def rhythms(count: int, fastest_s: float = 1.0) -> dict[str, Rhythm]:
+    """Return that many entries: half every second, one every minute, the rest every 1 to 5 times `fastest_s`."""
     half = count // 2
     entries = {f"second-{number}": Rhythm(cron("* * * * * *"), SECOND_US, by_the_clock=True) for number in range(half)}
     for number in range(count - half - 1):
-        every_s = 1 + number % 5
-        entries[f"interval-{number}"] = Rhythm(every_s, every_s * SECOND_US, by_the_clock=False)
+        every_s = (1 + number % 5) * fastest_s
+        entries[f"interval-{number}"] = Rhythm(every_s, round(every_s * SECOND_US), by_the_clock=False)
     entries["minute"] = Rhythm(crontab(), 60 * SECOND_US, by_the_clock=True)
     return entries

@@ -82,6 +82,13 @@ def test_a_second_message_needs_a_sender_that_could_not_confirm_the_first() -> N
     assert doubled(first, second, Hurt("SIGTERM", PID, BEGAN + 0.02, BEGAN + 0.3)), "it was free to confirm"
     assert doubled(first, second, Hurt("kill -9", 12, BEGAN + 0.02)), "somebody else was killed"
     assert doubled(first, second, Hurt("kill -9", PID, BEGAN + 1)), "it had had the time to confirm"
+    cut_off = Hurt("SIGTERM", PID, BEGAN + 1, BEGAN + 1.2, cut_off_at=BEGAN + 0.02)
+    assert not doubled(first, second, cut_off), "it ended while the store was away"
+    assert doubled(first, second, cut_off._replace(cut_off_at=BEGAN + 0.9)), "it had had the time to confirm"
+    broker = Hurt("broker frozen", 0, BEGAN + 0.02, BEGAN + 1)
+    assert not doubled(first, second, broker)
+    assert doubled(first, second, broker._replace(kind="store frozen")), "it can confirm when the store is back"
+    assert doubled(first, second, broker._replace(at=BEGAN + 0.7)), "it had had its answer"
     assert doubled(first, second._replace(attempt=1), Hurt("kill -9", PID, BEGAN + 0.02)), "it is not said"
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import celery
 import pytest
 
-from tests.acceptance.cluster import Cluster, command_line
+from tests.acceptance.beat import command_line
+from tests.acceptance.cluster import Cluster
 from tests.acceptance.queue import Queue
 
 

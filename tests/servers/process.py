@@ -20,6 +20,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
+from tests.servers.fake_clock import FakeClock
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -68,6 +70,8 @@ class Server(ABC):
         self.log = self.folder / "log"
         self.username = ""
         self.password = ""
+        #: Its own idea of the time; None: the machine's.
+        self.clock: FakeClock | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
@@ -97,13 +101,22 @@ class Server(ABC):
 
     def start(self) -> None:
         """Start it and return when it answers; raises `ServerFailed`."""
+        self.launch()
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.kill()
+            raise
+
+    def launch(self) -> None:
+        """Start it, and do not wait until it answers."""
         assert self.pid is None, f"{self!r} is running already"
         self.data.mkdir(exist_ok=True)
         with self.log.open("ab") as log:
             # A group of its own: Ctrl-C in the terminal must reach pytest only, which then stops the servers in order.
             self._process = subprocess.Popen(
                 self.command(),
-                env={**os.environ, **self.environment()},
+                env={**os.environ, **self.environment(), **(self.clock.environment() if self.clock else {})},
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -111,11 +124,6 @@ class Server(ABC):
                 start_new_session=True,
             )
         self._guard = _guard(self._process.pid, self.folder)
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.kill()
-            raise
 
     def stop(self) -> None:
         """Ask it to end, and kill it if it does not; twice is no error."""

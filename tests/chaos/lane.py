@@ -1,0 +1,174 @@
+"""One store and one broker with their beats, and what a plan does to them."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+from tests.acceptance.cluster import Cluster
+from tests.acceptance.outages import Outage
+from tests.acceptance.queue import Message, Queue
+from tests.chaos.plan import FIRST, Event, Plan, has_own_clock
+from tests.servers import Server
+from tests.servers.fake_clock import FakeClock
+
+TTL_S = 2.0
+ENTRIES = 80
+#: Seconds that a beat may take to end on SIGTERM.
+END_S = 4.0
+#: Seconds after the last fault within which all must have been sent.
+SETTLE_S = 30.0
+
+
+@dataclass
+class Lane:
+    """A place to run a plan in."""
+
+    name: str
+    store: str
+    queue: Queue
+    broker: str
+    store_outages: Mapping[str, Outage]
+    broker_outages: Mapping[str, Outage]
+    #: Whether cluster time comes from the store, so that no beat's clock matters.
+    clocks: bool = False
+    hangs: bool = True
+    #: The servers.
+    servers: Sequence[Server] = ()
+
+    def connections(self) -> list[int]:
+        """Return how many connections each server has."""
+        return [
+            sum(
+                one.status == psutil.CONN_ESTABLISHED and one.laddr.port == server.port
+                for process in _family(server)
+                for one in process.net_connections("tcp")
+            )
+            for server in self.servers
+        ]
+
+
+def _family(server: Server) -> list[Any]:
+    process = psutil.Process(server.pid)
+    return [process, *process.children(recursive=True)]
+
+
+@dataclass
+class Run:
+    """What became of a plan."""
+
+    lane: str
+    began: float
+    ended: float
+    cluster: Cluster
+    vanished: list[Message]
+    #: What went wrong beside the messages.
+    faults: list[str] = field(default_factory=list)
+
+
+def run(lane: Lane, plan: Plan, logs: Path | None = None) -> Run:
+    """Do what is planned; return when all has been sent that should have been, or for long enough has not."""
+    faults: list[str] = []
+    settings = {"distsched_catch_up": "all"}
+    with Cluster(
+        lane.store,
+        lane.queue,
+        entries=ENTRIES,
+        ttl_s=TTL_S,
+        broker=lane.broker,
+        settings=settings,
+        hangs=lane.hangs,
+    ) as cluster:
+        hand = _Hand(lane, cluster, faults)
+        cluster.start(FIRST, clocks=[hand.clock_of(0)] if lane.clocks else [])
+        began = time.time()
+        with ThreadPoolExecutor(16) as doing:
+            futures = [doing.submit(hand.do, event, began) for event in plan.events]
+            time.sleep(max(0.0, began + plan.seconds - time.time()))
+        for future in futures:
+            _note_error(future, faults)
+        ended = time.time()
+        cluster.settle(began, ended, within_s=SETTLE_S)
+        for beat in cluster.beats:
+            if beat.exit_code not in (None, 0) and not any(
+                hurt.pid == beat.beat_pid and hurt.kind in ("kill -9", "SIGTERM") for hurt in cluster.hurts
+            ):
+                faults.append(f"{beat.name} ended by itself with {beat.exit_code}")
+        if logs is not None:
+            (logs / f"{lane.name}.log").write_text(cluster.story())
+    return Run(lane.name, began, ended, cluster, lane.queue.vanished(), faults)
+
+
+class _Hand:
+    def __init__(self, lane: Lane, cluster: Cluster, faults: list[str]) -> None:
+        self._lane = lane
+        self._cluster = cluster
+        self._faults = faults
+        self._clocks: dict[int, FakeClock] = {}
+
+    def clock_of(self, beat: int) -> FakeClock:
+        return self._clocks.setdefault(beat, FakeClock())
+
+    def do(self, event: Event, began: float) -> None:
+        time.sleep(max(0.0, began + event.at_s - time.time()))
+        acts: dict[str, Callable[[Event], None]] = {
+            "kill": self._kill,
+            "terminate": self._terminate,
+            "stop": self._stop,
+            "hang": self._hang,
+            "step": self._step,
+            "join": self._join,
+            "store": self._away,
+            "broker": self._away,
+        }
+        acts[event.what](event)
+
+    def _kill(self, event: Event) -> None:
+        self._cluster.kill(self._cluster.beats[event.beat])
+
+    def _terminate(self, event: Event) -> None:
+        beat = self._cluster.beats[event.beat]
+        try:
+            self._cluster.terminate(beat, END_S)
+        except subprocess.TimeoutExpired:
+            self._faults.append(f"{beat.name} did not end within {END_S:g} s of SIGTERM")
+            self._cluster.kill(beat)
+            return
+        if beat.exit_code != 0:
+            self._faults.append(f"{beat.name} ended with {beat.exit_code} after SIGTERM")
+
+    def _stop(self, event: Event) -> None:
+        with self._cluster.stopped(self._cluster.beats[event.beat]):
+            time.sleep(event.lasts_s)
+
+    def _step(self, event: Event) -> None:
+        self._cluster.note("clock step")
+        self.clock_of(event.beat).step_to(event.ahead_s)
+
+    def _hang(self, event: Event) -> None:
+        with self._cluster.hung(self._cluster.beats[event.beat]):
+            time.sleep(event.lasts_s)
+
+    def _join(self, event: Event) -> None:
+        own = self._lane.clocks and has_own_clock(event.beat)
+        beat = self._cluster.add(clock=self.clock_of(event.beat) if own else None)
+        assert self._cluster.beats[event.beat] is beat, "two joined out of turn"
+        beat.launch()
+
+    def _away(self, event: Event) -> None:
+        outages = self._lane.store_outages if event.what == "store" else self._lane.broker_outages
+        with self._cluster.during(outages[event.way]):
+            time.sleep(event.lasts_s)
+
+
+def _note_error(future: Future[None], faults: list[str]) -> None:
+    error = future.exception()
+    if error is not None:
+        faults.append(f"{type(error).__name__}: {error}")
