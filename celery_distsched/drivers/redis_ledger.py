@@ -91,7 +91,7 @@ class RedisDriver(Driver):
     def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
         if not swaps:
             return []
-        arguments = [fence or "", "settle" if self._replicas else ""]
+        arguments = [fence or "", self.incarnation, "settle" if self._replicas else ""]
         for key, expected, new in swaps:
             arguments += (key, "" if expected is None else f"={expected}", new)
         with self._connected() as client:
@@ -145,6 +145,9 @@ class RedisDriver(Driver):
             LeaseLost: The fence is not there; nothing was done.
             StoreUnavailable: What was done is unknown: a record that has come to `new` has its messages in the queue.
         """
+        if run_id != self.incarnation:
+            # Not the server that was joined: what it has of the ledger may be an old copy.
+            raise Elsewhere
         lists = sorted({claim.list_key for claim in claims})
         # Behind the ledger and the fence.
         number = {key: at for at, key in enumerate(lists, start=3)}
@@ -182,6 +185,13 @@ class RedisDriver(Driver):
         client, self._client = self._client, self._new_client()
         client.connection_pool.disconnect(inuse_connections=False)
 
+    def _shown(self, answer: Sequence[str] | None, membership: str) -> int:
+        """Return the time of a join or renewal in µs since the epoch, and note the server."""
+        if answer is None:
+            raise LeaseLost(f"{membership} is not a member any more")
+        seconds, microseconds, self.incarnation = answer
+        return int(seconds) * 1_000_000 + int(microseconds)
+
     @contextmanager
     def _connected(self) -> Iterator[Any]:
         client = self._client
@@ -194,10 +204,3 @@ class RedisDriver(Driver):
 
     def _new_client(self) -> Any:
         return new_client(self.url, self.settings, self.timeout_s, self._ledger)
-
-
-def microseconds(time: Sequence[str] | None, membership: str) -> int:
-    """Return the TIME that a script answered in µs since the epoch; raises `LeaseLost` where it answered nil."""
-    if time is None:
-        raise LeaseLost(f"{membership} is not a member any more")
-    return int(time[0]) * 1_000_000 + int(time[1])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from celery_distsched.drivers.base import Member
-from celery_distsched.drivers.redis_ledger import RedisDriver, Script, microseconds
+from celery_distsched.drivers.redis_ledger import RedisDriver, Script
 
-_SHOW = Script("scan_show.lua")
+_SHOW = Script("run_id.lua", "scan_show.lua")
 _MEMBERS = Script("scan_members.lua")
 
 
@@ -20,7 +20,7 @@ class RedisScanDriver(RedisDriver):
     - ``ledger`` → hash of entry → record; stays.
     """
 
-    swap_script = Script("scan_is_member.lua", "swap.lua")
+    swap_script = Script("run_id.lua", "scan_is_member.lua", "swap.lua")
     push_script = Script("scan_is_member.lua", "claim_and_push.lua")
 
     @property
@@ -39,8 +39,9 @@ class RedisScanDriver(RedisDriver):
     def _show(self, membership: str, info: str, how: str) -> int:
         keys = [self._index, self._fence_key(membership)]
         with self._connected() as client:
-            time = _SHOW.run(client, keys, membership, info, self._kept_ms, how)
-        return microseconds(time, membership)
+            known = self.incarnation if how == "renew" else ""
+            answer = _SHOW.run(client, keys, membership, info, self._kept_ms, how, known)
+        return self._shown(answer, membership)
 
     def members(self) -> dict[str, Member]:
         with self._connected() as client:

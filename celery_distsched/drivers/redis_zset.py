@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from celery_distsched.drivers.base import Member
-from celery_distsched.drivers.redis_ledger import RedisDriver, Script, microseconds
+from celery_distsched.drivers.redis_ledger import RedisDriver, Script
 
-_SHOW = Script("zset_show.lua")
+_SHOW = Script("run_id.lua", "zset_show.lua")
 
 
 class RedisZsetDriver(RedisDriver):
@@ -21,7 +21,7 @@ class RedisZsetDriver(RedisDriver):
     The pulse is the score: each renewal raises it.
     """
 
-    swap_script = Script("zset_is_member.lua", "swap.lua")
+    swap_script = Script("run_id.lua", "zset_is_member.lua", "swap.lua")
     push_script = Script("zset_is_member.lua", "claim_and_push.lua")
 
     @property
@@ -43,8 +43,9 @@ class RedisZsetDriver(RedisDriver):
 
     def _show(self, membership: str, info: str, how: str) -> int:
         with self._connected() as client:
-            time = _SHOW.run(client, [self._nodes, self._infos], membership, info, self._kept_ms, how)
-        return microseconds(time, membership)
+            known = self.incarnation if how == "renew" else ""
+            answer = _SHOW.run(client, [self._nodes, self._infos], membership, info, self._kept_ms, how, known)
+        return self._shown(answer, membership)
 
     def members(self) -> dict[str, Member]:
         with self._connected() as client, client.pipeline(transaction=True) as step:

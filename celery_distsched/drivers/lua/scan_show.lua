@@ -1,13 +1,13 @@
 -- Shows that a node lives: 'join' makes it a member, 'renew' asks that it is one.
 -- KEYS: the index of memberships, the key of this one.
--- ARGV: membership, info, milliseconds to be kept, 'join' or 'renew'.
--- Answers the server's TIME, or nil for a renewal of what is not there.
+-- ARGV: membership, info, milliseconds to be kept, 'join' or 'renew', the run_id of the server that was joined.
+-- Answers the server's TIME and run_id, or nil for a renewal of what is not there, or on another server.
 
 local index, node = KEYS[1], KEYS[2]
 local membership, info, kept = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 local shown = redis.call('GET', node)
-if ARGV[4] == 'renew' and not shown then
+if ARGV[4] == 'renew' and (not shown or is_another(ARGV[5])) then
   return false
 end
 
@@ -20,4 +20,5 @@ redis.call('SET', node, pulse + 1 .. ' ' .. info, 'PX', kept)
 if redis.call('PTTL', index) < kept then
   redis.call('PEXPIRE', index, kept)
 end
-return redis.call('TIME')
+local time = redis.call('TIME')
+return {time[1], time[2], run_id()}

@@ -1,13 +1,13 @@
 -- Shows that a node lives: 'join' makes it a member, 'renew' asks that it is one.
 -- KEYS: the sorted set of nodes, the hash of infos.
--- ARGV: membership, info, milliseconds to be kept, 'join' or 'renew'.
--- Answers the server's TIME, or nil for a renewal of what is not there.
+-- ARGV: membership, info, milliseconds to be kept, 'join' or 'renew', the run_id of the server that was joined.
+-- Answers the server's TIME and run_id, or nil for a renewal of what is not there, or on another server.
 
 local nodes, infos = KEYS[1], KEYS[2]
 local membership, info, kept = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 local score = redis.call('ZSCORE', nodes, membership)
-if ARGV[4] == 'renew' and not score then
+if ARGV[4] == 'renew' and (not score or is_another(ARGV[5])) then
   return false
 end
 
@@ -29,4 +29,4 @@ local latest = tonumber(redis.call('ZRANGE', nodes, -1, -1, 'WITHSCORES')[2])
 latest = string.format('%.0f', math.min(latest, 2 ^ 53))
 redis.call('PEXPIREAT', nodes, latest)
 redis.call('PEXPIREAT', infos, latest)
-return time
+return {time[1], time[2], run_id()}
