@@ -25,9 +25,6 @@ CASES = (
     "an SQLite file is deleted",
 )
 
-_NO_MARK = "the ledger carries no mark of its generation yet, by which an empty one would be known from a new one"
-_NO_NAME = "beats that have a deleted file open and a beat that makes a new one do not meet"
-
 
 class Result(NamedTuple):
     """What one run has come to."""
@@ -92,18 +89,12 @@ def result(request: pytest.FixtureRequest, result_of: Callable[[str], Result]) -
     return result_of(request.param)
 
 
-@pytest.mark.xfail(strict=True, reason=_NO_MARK)
 def test_a_lost_store_loses_no_run_and_each_grid_goes_on(result: Result) -> None:
     sent, story = result.cluster.sent, result.cluster.story()
     assert not (lost := sent.lost(result.began, result.ended)), f"lost: {', '.join(map(str, lost))}{story}"
     assert not (strays := sent.strays()), f"off their grids: {', '.join(map(str, strays))}{story}"
 
 
-@pytest.mark.parametrize(
-    "result",
-    [*CASES[:-1], pytest.param(CASES[-1], marks=pytest.mark.xfail(strict=True, reason=_NO_NAME))],
-    indirect=True,
-)
 def test_a_lost_store_makes_nothing_come_twice(result: Result) -> None:
     sent, story = result.cluster.sent, result.cluster.story()
     assert not (doubled := sent.doubled()), f"{doubled}{story}"
@@ -117,7 +108,6 @@ def test_a_lost_store_brings_no_burst_of_old_runs(result: Result) -> None:
     assert not old, f"{old}{result.cluster.story()}"
 
 
-@pytest.mark.xfail(strict=True, reason=_NO_MARK)
 def test_a_lost_store_is_reported_once(result: Result) -> None:
     for beat in result.cluster.beats[:2]:
         # The beats that were there know; one that came later need not.

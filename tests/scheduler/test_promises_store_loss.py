@@ -14,6 +14,7 @@ import redis
 from celery_distsched.drivers import Swap
 from celery_distsched.record import Record
 from tests.scheduler.cluster import HOUR_US, HOURLY, Cluster, in_s, now_us, until
+from tests.servers import RedisServer
 
 STORES = ("sqlite", "redis+zset", "redis+scan")
 NAMES = [f"entry {number}" for number in range(12)]
@@ -124,3 +125,29 @@ def test_a_file_that_was_replaced_is_let_go_of(cluster: Cluster, two_beats: list
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     until(lambda: path.exists() and put_back(cluster, before), why=lambda: [beat.failure for beat in two_beats])
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("scheme", ["redis+zset", "redis+scan"])
+def test_a_store_that_is_rolled_back_to_a_snapshot_replays_nothing(scheme: str) -> None:
+    """What was sent after the snapshot is not sent again, and what had been open in it is not waited for."""
+    with RedisServer("--dbfilename", "snapshot.rdb") as server, RedisServer() as broker:
+        cluster = Cluster(server.url(scheme), broker=broker.url(), ttl_s=1.0)
+        try:
+            beats = [cluster.beat({name: {**HOURLY, "schedule": 1.0} for name in NAMES}) for _ in range(2)]
+            cluster.together(*beats)
+            until(lambda: len(cluster.sent()) >= 2 * len(NAMES))
+            # In the middle of a second's work.
+            until(lambda: any((record := cluster.record(name)) and record.open for name in NAMES))
+            assert server.call("SAVE") == b"+OK"
+            so_far = len(cluster.sent())
+            until(lambda: len(cluster.sent()) >= so_far + 3 * len(NAMES))
+            server.kill()
+            server.start()
+            so_far = len(cluster.sent())
+            until(lambda: len(cluster.sent()) >= so_far + 3 * len(NAMES), why=lambda: [beat.failure for beat in beats])
+            for name in NAMES:
+                instants = sorted(sent.instant_us for sent in cluster.sent(name))
+                assert instants == list(range(instants[0], instants[-1] + 1, 1_000_000)), name
+            until(lambda: not any(record.open for name in NAMES if (record := cluster.record(name))))
+        finally:
+            cluster.close()
