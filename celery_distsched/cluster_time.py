@@ -26,7 +26,7 @@ class ClusterTime:
     """One node's idea of cluster time. Used by the heartbeat thread only; others read the offset from the view."""
 
     def __init__(self, clock: Clock, ttl_s: float) -> None:
-        #: Cluster time is `Clock.elapsed` plus this, in microseconds; None before the first join.
+        #: Cluster time is `Clock.elapsed` plus this, in microseconds; None until it is known.
         self.offset_us: int | None = None
         self._clock = clock
         self._ttl_s = ttl_s
@@ -34,6 +34,8 @@ class ClusterTime:
         # Membership → offsets of its wall clock, and of the cluster time that it goes by (0: none yet).
         self._walls: dict[str, deque[int]] = {}
         self._peers: dict[str, int] = {}
+        # The same, from heartbeats that were there when this node first looked: nobody knows how old they are.
+        self._undated: dict[str, int] = {}
         self._step: tuple[int, float] | None = None
         self._skewed = False
 
@@ -43,8 +45,17 @@ class ClusterTime:
         if self._store is None or answered_at - asked_at < 0.1:
             self._store = store_us - microseconds((asked_at + answered_at) / 2)
 
+    def found(self, membership: str, wall_us: int, cluster_us: int, now: float) -> None:
+        """Take in a heartbeat that was there before I looked, perhaps for hours."""
+        if cluster_us:
+            self._undated[membership] = cluster_us - microseconds(now)
+        else:
+            # It is the first one of a node that has only just joined, as I have.
+            self.heard(membership, wall_us, cluster_us, now)
+
     def heard(self, membership: str, wall_us: int, cluster_us: int, now: float) -> None:
         """Take in what a node's new heartbeat says of its clocks."""
+        self._undated.pop(membership, None)
         self._walls.setdefault(membership, deque(maxlen=_SAMPLES)).append(wall_us - microseconds(now))
         if cluster_us:
             self._peers[membership] = cluster_us - microseconds(now)
@@ -53,6 +64,7 @@ class ClusterTime:
         """Drop what is known of a node that is gone."""
         self._walls.pop(membership, None)
         self._peers.pop(membership, None)
+        self._undated.pop(membership, None)
 
     def settle(self, others: Sequence[str], now: float) -> None:
         """Make up the mind: `others` are the live members besides me."""
@@ -62,11 +74,9 @@ class ClusterTime:
         walls = _lower_median([own, *(max(self._walls[m]) for m in others if m in self._walls)])
         first = walls if self._store is None else self._store
         if self.offset_us is None:
-            peers = [self._peers[m] for m in others if m in self._peers]
-            self.offset_us = first
-            # A heartbeat may have been read a poll late, so what is close is the same.
-            if peers and abs(_lower_median(peers) - first) > _STEP_US:
-                self.offset_us = _lower_median(peers)
+            self.offset_us = self._first(first, others)
+            if self.offset_us is None:
+                return
         elif abs(first - self.offset_us) <= _STEP_US:
             self._back_in_step()
             self.offset_us = first
@@ -74,6 +84,16 @@ class ClusterTime:
             agreed = self._store is None or abs(first - walls) <= _STEP_US
             self._consider(first, first - self.offset_us, agreed, now)
         self._report_skew(own - self.offset_us)
+
+    def _first(self, clock: int, others: Sequence[str]) -> int | None:
+        """Return the offset to begin with; None if another node has to be heard, or be dead, before that is known."""
+        peers = [self._peers[m] for m in others if m in self._peers]
+        if peers:
+            # A heartbeat may have been read a poll late, so what is close is the same.
+            return _lower_median(peers) if abs(_lower_median(peers) - clock) > _STEP_US else clock
+        undated = [self._undated[m] for m in others if m in self._undated]
+        # What agrees with the clock is no older than that. What does not may be of a node that died hours ago.
+        return clock if not undated or any(abs(offset - clock) <= _STEP_US for offset in undated) else None
 
     def _consider(self, target: int, jump_us: int, agreed: bool, now: float) -> None:
         """Follow a jump once it has lasted, and a second clock agrees where there is one."""

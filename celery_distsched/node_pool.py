@@ -116,14 +116,15 @@ class NodePool:
         self._digest = ""
 
     def now_us(self) -> int | None:
-        """Cluster time in microseconds; None before the first join."""
+        """Cluster time in microseconds; None until it is known, soon after the first join."""
         offset = self.view.offset_us
         return None if offset is None else microseconds(self._clock.elapsed()) + offset
 
     def trusted(self) -> bool:
         """Whether this node may act on its view now."""
         view = self.view
-        return view.me is not None and self._clock.elapsed() < view.trusted_until
+        known = view.me is not None and view.offset_us is not None
+        return known and self._clock.elapsed() < view.trusted_until
 
     def renewed(self, me: str, asked_at: float, store_us: int | None) -> None:
         """A join or renewal succeeded. It was sent at `asked_at`: a slow answer must shorten trust, not stretch it."""
@@ -151,11 +152,12 @@ class NodePool:
             since = now
             self._give_time(now)
         for membership, member in members.items():
-            pulse, seen_at = self._pulses.get(membership, ("", now))
+            pulse, seen_at = self._pulses.get(membership, (None, now))
             if pulse != member.pulse:
                 seen_at = now
                 if (info := Info.parse(member.info)) is not None and membership != self._me:
-                    self._time.heard(membership, info.wall_us, info.cluster_us, now)
+                    take_in = self._time.found if pulse is None else self._time.heard
+                    take_in(membership, info.wall_us, info.cluster_us, now)
             self._pulses[membership] = (member.pulse, seen_at)
         for membership, (_, seen_at) in list(self._pulses.items()):
             if membership not in members and now - seen_at > _REMEMBER_S:

@@ -14,6 +14,7 @@ TTL_S = 5.0
 #: Trust ends so many seconds before the store could call the node dead.
 MARGIN_S = 0.5
 DAY_S = 86_400.0
+HOUR_S = 3600.0
 EPOCH_S = 1_800_000_000.0
 
 
@@ -278,6 +279,47 @@ def test_a_heartbeat_that_is_read_late_makes_no_clock_slow(pool: NodePool, clock
     members = {"me#1": member(1, info("here")), "other0#1": member(2, info(wall_us=microseconds(EPOCH_S + clock.now)))}
     clock.now += 2.4
     pool.observe(members, "same")
+    assert off(pool, clock) == 0.0
+
+
+def test_a_heartbeat_of_a_node_that_died_hours_ago_does_not_say_what_time_it_is(
+    pool: NodePool, clock: VirtualClock
+) -> None:
+    """Every beat was killed, and their last heartbeats are still in the store when the next one joins."""
+    hours_ago_us = microseconds(EPOCH_S + clock.now - 4 * HOUR_S)
+    last_words = Info("there", 0, "same", "cluster", True, hours_ago_us, cluster_us=hours_ago_us)
+    members = {"me#1": member(1, info("here")), "dead#1": member(1, last_words)}
+    pool.renewed("me#1", clock.now, microseconds(EPOCH_S + clock.now))
+    watch(pool, clock, TTL_S - 1, lambda: members)
+    # It may be alive, and go by a time of its own: nothing is due before that is known.
+    assert pool.now_us() is None
+    pool.renewed("me#1", clock.now, microseconds(EPOCH_S + clock.now))
+    assert not pool.trusted()
+    watch(pool, clock, 1, lambda: members)
+    assert off(pool, clock) == 0.0
+    assert pool.trusted()
+
+
+def test_the_time_of_a_live_node_is_taken_over_once_its_heartbeat_is_seen_to_change(
+    pool: NodePool, clock: VirtualClock
+) -> None:
+    def heartbeat(pulse: int) -> Member:
+        now_us = microseconds(EPOCH_S + clock.now)
+        return member(pulse, Info("there", 0, "same", "cluster", True, now_us, cluster_us=now_us))
+
+    pool.renewed("me#1", clock.now, microseconds(EPOCH_S + clock.now + HOUR_S))
+    pool.observe({"me#1": member(1, info("here")), "other#1": heartbeat(1)}, "same")
+    assert pool.now_us() is None
+    clock.now += 1
+    pool.observe({"me#1": member(1, info("here")), "other#1": heartbeat(2)}, "same")
+    assert off(pool, clock) == 0.0
+
+
+def test_a_heartbeat_that_agrees_with_the_stores_clock_is_believed_at_once(pool: NodePool, clock: VirtualClock) -> None:
+    now_us = microseconds(EPOCH_S + clock.now)
+    pool.renewed("me#1", clock.now, now_us)
+    said = Info("there", 0, "same", "cluster", True, now_us, cluster_us=now_us - 900_000)
+    pool.observe({"me#1": member(1, info("here")), "other#1": member(1, said)}, "same")
     assert off(pool, clock) == 0.0
 
 
