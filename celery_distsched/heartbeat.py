@@ -121,9 +121,10 @@ class Heartbeat:
             if not self._registered() and self._register(view):
                 view = self.pool.observe(members, self.digest)
                 self.wake()
+        # A dead node's fence must be void before anybody takes over what it has claimed.
         for membership in view.dead.intersection(members):
-            # A dead node's fence must be void before anybody takes over what it has claimed.
             self.driver.remove(membership)
+            self.pool.bury([membership])
             logger.warning(
                 "node %s has been silent for %g s: it is dead, and its share moves on", membership, self.pool.ttl_s
             )

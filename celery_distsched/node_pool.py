@@ -8,8 +8,8 @@ node that is cut off, frozen or slow stops by itself before anybody calls it dea
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from celery_distsched.clock import Clock, microseconds
@@ -76,6 +76,8 @@ class View:
     alive: Mapping[str, Info] = field(default_factory=dict)
     #: Members that have been silent for a TTL.
     dead: frozenset[str] = frozenset()
+    #: Those of them that are no members in the store any more: their fences are void, so what they hold can be taken.
+    buried: frozenset[str] = frozenset()
     #: On `Clock.elapsed`.
     trusted_until: float = float("-inf")
     #: When the members were last read, and since when that has gone on without a gap; on `Clock.elapsed`.
@@ -140,7 +142,12 @@ class NodePool:
     def lost(self) -> None:
         """The store says that I am no member."""
         self._me, self._trusted_until = None, float("-inf")
-        self._publish(self.view.alive, self.view.dead, self.view.polled_at, self.view.watching_since)
+        view = self.view
+        self._publish(view.alive, view.dead, view.buried, view.polled_at, view.watching_since)
+
+    def bury(self, memberships: Iterable[str]) -> None:
+        """These dead members have been removed from the store."""
+        self.view = replace(self.view, buried=self.view.buried.union(memberships))
 
     def observe(self, members: Mapping[str, Member], digest: str) -> View:
         """Take in the members as just read, and make them the new view."""
@@ -173,9 +180,11 @@ class NodePool:
         # There is no time before the first join: nobody needs it, and nobody could say it.
         if self._me is not None or self._time.offset_us is not None:
             self._time.settle([m for m in alive if m != self._me], now)
-        return self._publish(alive, dead, now, since)
+        return self._publish(alive, dead, dead.difference(members), now, since)
 
-    def _publish(self, alive: Mapping[str, Info], dead: frozenset[str], polled_at: float, since: float) -> View:
+    def _publish(
+        self, alive: Mapping[str, Info], dead: frozenset[str], buried: frozenset[str], polled_at: float, since: float
+    ) -> View:
         peers = {m: info for m, info in alive.items() if info.digest == self._digest and (info.active or m == self._me)}
         nodes = ring_places(peers)
         ring = self.view.ring if self.view.ring.nodes == set(nodes.values()) else HashRing(nodes.values())
@@ -185,6 +194,7 @@ class NodePool:
             place=nodes.get(self._me or ""),
             alive=alive,
             dead=dead,
+            buried=buried,
             trusted_until=self._trusted_until,
             polled_at=polled_at,
             watching_since=since,
