@@ -35,7 +35,8 @@ class ClusterTime:
         self._walls: dict[str, deque[int]] = {}
         self._peers: dict[str, int] = {}
         # The same, from heartbeats that were there when this node first looked: nobody knows how old they are.
-        self._undated: dict[str, int] = {}
+        # Offset, and whether its node knew cluster time by then.
+        self._undated: dict[str, tuple[int, bool]] = {}
         self._step: tuple[int, float] | None = None
         self._skewed = False
 
@@ -47,11 +48,7 @@ class ClusterTime:
 
     def found(self, membership: str, wall_us: int, cluster_us: int, now: float) -> None:
         """Take in a heartbeat that was there before I looked, perhaps for hours."""
-        if cluster_us:
-            self._undated[membership] = cluster_us - microseconds(now)
-        else:
-            # It is the first one of a node that has only just joined, as I have.
-            self.heard(membership, wall_us, cluster_us, now)
+        self._undated[membership] = ((cluster_us or wall_us) - microseconds(now), cluster_us != 0)
 
     def heard(self, membership: str, wall_us: int, cluster_us: int, now: float) -> None:
         """Take in what a node's new heartbeat says of its clocks."""
@@ -91,9 +88,11 @@ class ClusterTime:
         if peers:
             # A heartbeat may have been read a poll late, so what is close is the same.
             return _lower_median(peers) if abs(_lower_median(peers) - clock) > _STEP_US else clock
-        undated = [self._undated[m] for m in others if m in self._undated]
         # What agrees with the clock is no older than that. What does not may be of a node that died hours ago.
-        return clock if not undated or any(abs(offset - clock) <= _STEP_US for offset in undated) else None
+        undated = [self._undated[m] for m in others if m in self._undated]
+        informed = [abs(offset - clock) <= _STEP_US for offset, knew in undated if knew]
+        agreed = any(informed) if informed else all(abs(offset - clock) <= _STEP_US for offset, _ in undated)
+        return clock if agreed else None
 
     def _consider(self, target: int, jump_us: int, agreed: bool, now: float) -> None:
         """Follow a jump once it has lasted, and a second clock agrees where there is one."""

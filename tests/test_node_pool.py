@@ -109,7 +109,7 @@ def test_no_wall_clock_has_a_say_in_who_is_alive(
         view = pool.observe(members, "same")
         assert view.dead == {name for name in lives if clock.now - changed[name] >= TTL_S}
         assert set(view.alive) == lives.keys() - view.dead
-        assert pool.trusted()
+        assert view.trusted_until > clock.now
 
 
 def test_i_am_never_dead_to_myself(pool: NodePool, clock: VirtualClock) -> None:
@@ -234,11 +234,12 @@ def test_a_node_takes_the_smallest_number_that_is_free_on_its_host() -> None:
 def seen_clocks(pool: NodePool, clock: VirtualClock, *skews_s: float) -> float:
     """Let a node join beside others with such clocks; returns by how much cluster time is off."""
     pool.renewed("me#1", clock.now, None)
-    members = {"me#1": member(1, info("here", wall_us=0))}
-    for number, skew_s in enumerate(skews_s):
-        wall_us = microseconds(EPOCH_S + clock.now + skew_s)
-        members[f"other{number}#1"] = member(1, info(f"there{number}", wall_us=wall_us))
-    pool.observe(members, "same")
+    for pulse in (0, 1):
+        members = {"me#1": member(1, info("here", wall_us=0))}
+        for number, skew_s in enumerate(skews_s):
+            wall_us = microseconds(EPOCH_S + clock.now + skew_s)
+            members[f"other{number}#1"] = member(pulse, info(f"there{number}", wall_us=wall_us))
+        pool.observe(members, "same")
     return off(pool, clock)
 
 
@@ -323,6 +324,15 @@ def test_a_heartbeat_that_agrees_with_the_stores_clock_is_believed_at_once(pool:
     assert off(pool, clock) == 0.0
 
 
+def test_the_first_heartbeat_of_a_node_that_died_at_once_is_of_unknown_age_too(
+    pool: NodePool, clock: VirtualClock
+) -> None:
+    members = {"me#1": member(1, info("here")), "dead#1": member(1, info(wall_us=microseconds(EPOCH_S)))}
+    pool.renewed("me#1", clock.now, None)
+    watch(pool, clock, TTL_S, lambda: members)
+    assert off(pool, clock) == 0.0
+
+
 def test_the_clock_of_a_dead_node_does_not_count(pool: NodePool, clock: VirtualClock) -> None:
     assert seen_clocks(pool, clock, -60.0) == -60.0
     members = {"me#1": member(1, info("here")), "other0#1": member(1)}
@@ -339,7 +349,8 @@ def test_the_stores_clock_is_the_time_where_it_has_one(pool: NodePool, clock: Vi
     asked_at = clock.now
     clock.now += 2
     pool.renewed("me#1", asked_at, microseconds(EPOCH_S + asked_at + 1 + 7))
-    pool.observe({"me#1": member(1), "other#1": member(1, info(wall_us=1))}, "same")
+    for pulse in (0, 1):
+        pool.observe({"me#1": member(1), "other#1": member(pulse, info(wall_us=1))}, "same")
     assert off(pool, clock) == 7.0
     for round_trip_s, store_is_off_s, off_s in [(0.2, 50.0, 7.0), (0.04, 8.0, 8.0)]:
         asked_at = clock.now
