@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -43,6 +44,8 @@ class Cluster:
         self.unsettled_until = self.settings.node_ttl + 2
         #: When the next thing is to happen to the cluster, on `World.time`.
         self.next_episode_s = float("inf")
+        #: Until then nobody is to come or go, on `World.now`.
+        self.keep_until = 0.0
         self._number = 0
         for _ in range(plan.nodes):
             self.add()
@@ -74,15 +77,21 @@ class Cluster:
     # Entries
 
     def entries_of(self, version: int) -> dict[str, PlannedEntry]:
-        """What a node of this version of the deployment knows: each has an entry of its own."""
-        plans = {f"entry{number}": entry for number, entry in enumerate(self.plan.entries)}
+        """What a node of this version of the deployment knows: each edits an entry, and has one of its own."""
+        plans = {f"entry{number}": (entry, "0") for number, entry in enumerate(self.plan.entries)}
         if self.plan.deploys:
-            plans[f"only{version}"] = self.plan.entries[0]
-        return {name: _planned(name, entry) for name, entry in plans.items()}
+            plans[f"only{version}"] = (self.plan.entries[0], "0")
+            edited = self.plan.entries[0]
+            edited = replace(edited, every_s=edited.every_s * (1 + version % 2))
+            plans["entry0"] = (edited, f"{version}")
+        return {name: _planned(name, entry, fingerprint) for name, (entry, fingerprint) in plans.items()}
 
-    def carried(self, name: str) -> PlannedEntry | None:
-        """The entry, if a node that serves knows it."""
-        return next((node.entries[name] for node in self.nodes if node.serves and name in node.entries), None)
+    def carried(self) -> dict[str, PlannedEntry]:
+        """Return what there is to run: of each entry the newest version that a serving node has."""
+        known: dict[str, PlannedEntry] = {}
+        for node in sorted(self.serving, key=lambda node: node.version):
+            known.update(node.entries)
+        return known
 
     # What may excuse what
 
@@ -133,7 +142,7 @@ class Cluster:
 
 
 @lru_cache(maxsize=4096)
-def _planned(name: str, plan: EntryPlan) -> PlannedEntry:
+def _planned(name: str, plan: EntryPlan, fingerprint: str) -> PlannedEntry:
     entry = ScheduleEntry.__new__(ScheduleEntry)
     entry.name = name
-    return PlannedEntry(entry, Interval(plan.every_s * 1_000_000), CatchUp(plan.catch_up), plan.jitter_s)
+    return PlannedEntry(entry, Interval(plan.every_s * 1_000_000), CatchUp(plan.catch_up), plan.jitter_s, True, fingerprint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from tests.simulation.cluster import Cluster
@@ -12,6 +13,18 @@ Fault = Callable[[Cluster, Any], None]
 _HOUR_S = 3600.0
 
 
+def _unless_kept(fault: Fault) -> Fault:
+    """Nobody comes or goes while the right clocks have to stay in the majority."""
+
+    @wraps(fault)
+    def happen(cluster: Cluster, node: Any) -> None:
+        if cluster.world.now >= cluster.keep_until:
+            fault(cluster, node)
+
+    return happen
+
+
+@_unless_kept
 def crash(cluster: Cluster, node: Any) -> None:
     """kill -9; another is started by and by."""
     node.crash()
@@ -19,6 +32,7 @@ def crash(cluster: Cluster, node: Any) -> None:
     _replace(cluster)
 
 
+@_unless_kept
 def leave(cluster: Cluster, node: Any) -> None:
     """SIGTERM, and another is started."""
     if cluster.world.random.random() < 0.5:
@@ -28,11 +42,13 @@ def leave(cluster: Cluster, node: Any) -> None:
     _replace(cluster)
 
 
+@_unless_kept
 def join(cluster: Cluster, node: Any) -> None:
     if len(cluster.serving) < 6:
         cluster.add()
 
 
+@_unless_kept
 def restart_all(cluster: Cluster, node: Any) -> None:
     """Every beat ends, in one way or the other, and after a while there are some again."""
     random = cluster.world.random
@@ -137,14 +153,17 @@ def step_clock(cluster: Cluster, node: Any) -> None:
         return
     random = cluster.world.random
     seconds, step_s = _how_long(cluster), random.choice((-_HOUR_S, _HOUR_S))
-    there = sum(each.host == node.host for each in cluster.nodes)
-    if not cluster.plan.store_clock and 2 * there >= len(cluster.nodes):
-        return  # what most clocks say is the time
+    there = sum(each.host == node.host for each in cluster.serving)
+    if not cluster.plan.store_clock:
+        if 2 * there >= len(cluster.serving):
+            return  # what most clocks say is the time
+        cluster.keep_until = cluster.world.now + seconds + cluster.settings.node_ttl
     cluster.step_clock(node.host, step_s)
     cluster.world.after(seconds, cluster.step_clock, node.host, -step_s)
     cluster.trouble(None, seconds, f"clock step of {node.host}")
 
 
+@_unless_kept
 def deploy(cluster: Cluster, node: Any) -> None:
     """A rolling deploy: one after the other is replaced by one that knows other entries."""
     if not cluster.plan.deploys:

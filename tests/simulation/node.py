@@ -97,9 +97,9 @@ class Node:
             interrupts=self.interrupts,  # type: ignore[arg-type]
         )  # fmt: skip
         self.heartbeat = Heartbeat(self.driver, self.pool, self.clock, progress, host=host, cluster="c")
-        self.heartbeat.digest = f"v{version}"
         self.progress = progress
         self.entries = cluster.entries_of(version)
+        self.heartbeat.digest, self.heartbeat.names = f"v{version}", tuple(self.entries)
         self.dispatch.set_entries(self.entries)
         self._note_losses()
         self._beats = self.process.thread(self._beat)

@@ -113,7 +113,7 @@ class Promises:
         story = ", ".join(f"{sender.node_id} at {at:.3f} (attempt {which})" for at, sender, which in run.messages)
         if self.at_most_once or run.pushed:
             self.fail("delivery", f"{name} {instant} was sent twice: {story}")
-        elif all(which == 1 for _, _, which in run.messages):
+        elif all(which == 1 for _, _, which in run.messages) and not run.unanswered:
             self.fail("delivery", f"{name} {instant} was sent again as if it were the first time: {story}")
         elif not self._admitted(run, node):
             self.fail("delivery", f"{name} {instant} was sent twice without a cause: {story}; {self.cluster.troubles}")
@@ -178,6 +178,7 @@ class Promises:
         self, node: Any, fence: str | None, name: str, last: int, new: Record, opened: list[int], since_us: int
     ) -> None:
         planned, now_us = node.entries[name], self.world.time_us
+        self._must_be_newest(node, name, planned.fingerprint)
         self.counts["claims"] += len(opened)
         for at in opened:
             if not last < at <= new.last:
@@ -207,6 +208,13 @@ class Promises:
             self.fail("catch-up", f"{name}: {stale} are sent for {planned.catch_up.policy}")
         if planned.catch_up.policy == "latest" and not opened:
             self.fail("catch-up", f"{name}: nothing is sent for {skipped}")
+
+    def _must_be_newest(self, node: Any, name: str, fingerprint: str) -> None:
+        peace_s = self.world.now - self.cluster.unsettled_until
+        for other in self.cluster.nodes if peace_s > 0 else ():
+            if other.version > node.version and other.serves and name in other.entries:
+                if other.entries[name].fingerprint != fingerprint:
+                    self.fail("mixed versions", f"{node.node_id} claims {name}, of which {other.node_id} has a newer one")
 
     def _passed_on(self, node: Any, fence: str | None, name: str, at: int, mark: str, to: str) -> None:
         """A mark has another holder now."""
@@ -249,11 +257,7 @@ class Promises:
         if peace_s < _IN_TIME_S:
             return
         late_us = self.world.time_us - round(_IN_TIME_S * 1e6) - self.skew_us
-        known: dict[str, Any] = {}
-        for node in cluster.nodes:
-            if node.serves:
-                known.update(node.entries)
-        for name, planned in known.items():
+        for name, planned in cluster.carried().items():
             text = self.store.ledger.get(name)
             if text is None:
                 self.fail("mixed versions", f"{name} has no record")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_distsched.drivers import Answer, Driver, Member, StoreUrl, Swap
 from celery_distsched.drivers.base import Claim, PushRefused
+from celery_distsched.schedule_epoch import RESERVED
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from tests.simulation.world import EPOCH_S, World
 
@@ -176,7 +177,8 @@ class SimulatedDriver(Driver):
                 found = self.store.ledger.get(swap.key)
                 if found == swap.expected:
                     self.store.ledger[swap.key] = swap.new
-                    promises.wrote(self.node, fence, swap.key, found, swap.new, since, {})
+                    if not swap.key.startswith(RESERVED):
+                        promises.wrote(self.node, fence, swap.key, found, swap.new, since, {})
                     found = swap.new
                     answers.append(Answer(True, found))
                 else:
