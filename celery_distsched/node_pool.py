@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.cluster_time import ClusterTime
@@ -48,7 +48,9 @@ class Info:
         """Return the info as it is stored."""
         return json.dumps(self.__dict__, separators=(",", ":"))
 
+    # A heartbeat is read by several polls before it changes.
     @classmethod
+    @lru_cache(maxsize=4096)
     def parse(cls, text: str) -> Info | None:
         """Read what a node wrote; None if it is not of this form."""
         try:

@@ -163,6 +163,16 @@ def step_clock(cluster: Cluster, node: Any) -> None:
     cluster.trouble(None, seconds, f"clock step of {node.host}")
 
 
+def step_store_clock(cluster: Cluster, node: Any) -> None:
+    """The clock of the store's host jumps by an hour, and is put right later; the hosts of the nodes know better."""
+    if not (cluster.plan.steps and cluster.plan.store_clock):
+        return
+    seconds = _how_long(cluster)
+    cluster.store.clock_error_s = cluster.world.random.choice((-_HOUR_S, _HOUR_S))
+    cluster.world.after(seconds, setattr, cluster.store, "clock_error_s", 0.0)
+    cluster.trouble(None, seconds, "clock step of the store")
+
+
 @_unless_kept
 def deploy(cluster: Cluster, node: Any) -> None:
     """A rolling deploy: one after the other is replaced by one that knows other entries."""
@@ -201,6 +211,7 @@ FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
         crash, leave, join, restart_all, freeze, hang, cut, cut_writes, deafen, slow_down, stop_store, flaky_store,
-        evict, stop_broker, cut_broker, shaky_broker, step_clock, deploy,
+        evict, stop_broker, cut_broker, shaky_broker, step_clock,
+        step_store_clock, deploy,
     )
 }  # fmt: skip
