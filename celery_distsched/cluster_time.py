@@ -26,16 +26,17 @@ class ClusterTime:
     """One node's idea of cluster time. Used by the heartbeat thread only; others read the offset from the view."""
 
     def __init__(self, clock: Clock, ttl_s: float) -> None:
-        #: Cluster time is `Clock.elapsed` plus this, in microseconds; None before the first join.
+        #: Cluster time is `Clock.elapsed` plus this, in microseconds; None until it is known.
         self.offset_us: int | None = None
         self._clock = clock
         self._ttl_s = ttl_s
         self._store: int | None = None
-        # Membership → offsets of its wall clock; of the cluster time that it goes by, and whether that was fresh.
+        # Membership → offsets of its wall clock, and of the cluster time that it goes by (0: none yet).
         self._walls: dict[str, deque[int]] = {}
-        self._peers: dict[str, tuple[int, bool]] = {}
-        #: Until when a heartbeat is waited for that is not an old one.
-        self._wait_until: float | None = None
+        self._peers: dict[str, int] = {}
+        # The same, from heartbeats that were there when this node first looked: nobody knows how old they are.
+        # Offset, and whether its node knew cluster time by then.
+        self._undated: dict[str, tuple[int, bool]] = {}
         self._step: tuple[int, float] | None = None
         self._skewed = False
 
@@ -45,26 +46,22 @@ class ClusterTime:
         if self._store is None or answered_at - asked_at < 0.1:
             self._store = store_us - microseconds((asked_at + answered_at) / 2)
 
-    def heard(self, membership: str, wall_us: int, cluster_us: int, now: float, *, fresh: bool = True) -> None:
-        """Take in what a node's new heartbeat says of its clocks.
+    def found(self, membership: str, wall_us: int, cluster_us: int, now: float) -> None:
+        """Take in a heartbeat that was there before I looked, perhaps for hours."""
+        self._undated[membership] = ((cluster_us or wall_us) - microseconds(now), cluster_us != 0)
 
-        Args:
-            membership: Whose.
-            wall_us: Its wall clock when it wrote.
-            cluster_us: Cluster time then, by which it goes; 0: it has none yet.
-            now: On `Clock.elapsed`.
-            fresh: Whether it was written since the last look; one that was there already may be of any age.
-        """
-        # Who has no cluster time yet has only just come.
-        if fresh or not cluster_us:
-            self._walls.setdefault(membership, deque(maxlen=_SAMPLES)).append(wall_us - microseconds(now))
+    def heard(self, membership: str, wall_us: int, cluster_us: int, now: float) -> None:
+        """Take in what a node's new heartbeat says of its clocks."""
+        self._undated.pop(membership, None)
+        self._walls.setdefault(membership, deque(maxlen=_SAMPLES)).append(wall_us - microseconds(now))
         if cluster_us:
-            self._peers[membership] = (cluster_us - microseconds(now), fresh)
+            self._peers[membership] = cluster_us - microseconds(now)
 
     def forget(self, membership: str) -> None:
         """Drop what is known of a node that is gone."""
         self._walls.pop(membership, None)
         self._peers.pop(membership, None)
+        self._undated.pop(membership, None)
 
     def settle(self, others: Sequence[str], now: float) -> None:
         """Make up the mind: `others` are the live members besides me."""
@@ -74,7 +71,7 @@ class ClusterTime:
         walls = _lower_median([own, *(max(self._walls[m]) for m in others if m in self._walls)])
         first = walls if self._store is None else self._store
         if self.offset_us is None:
-            self.offset_us = self._first(first, [self._peers[m] for m in others if m in self._peers], now)
+            self.offset_us = self._first(first, others)
             if self.offset_us is None:
                 return
         elif abs(first - self.offset_us) <= _STEP_US:
@@ -85,19 +82,17 @@ class ClusterTime:
             self._consider(first, first - self.offset_us, agreed, now)
         self._report_skew(own - self.offset_us)
 
-    def _first(self, clocks: int, peers: Sequence[tuple[int, bool]], now: float) -> int | None:
-        """The time to begin with: that of the others, as soon as they say it; None: not known yet."""
-        fresh = [offset for offset, is_fresh in peers if is_fresh]
-        told = fresh or [offset for offset, _ in peers]
-        # A heartbeat may have been read a poll late, so what is close is the same.
-        if not told or abs(_lower_median(told) - clocks) <= _STEP_US:
-            return clocks
-        if fresh:
-            return _lower_median(fresh)
-        # Either the clocks are wrong, or those who wrote that have been silent since: the next heartbeat tells.
-        if self._wait_until is None:
-            self._wait_until = now + self._ttl_s
-        return clocks if now >= self._wait_until else None
+    def _first(self, clock: int, others: Sequence[str]) -> int | None:
+        """Return the offset to begin with; None if another node has to be heard, or be dead, before that is known."""
+        peers = [self._peers[m] for m in others if m in self._peers]
+        if peers:
+            # A heartbeat may have been read a poll late, so what is close is the same.
+            return _lower_median(peers) if abs(_lower_median(peers) - clock) > _STEP_US else clock
+        # What agrees with the clock is no older than that. What does not may be of a node that died hours ago.
+        undated = [self._undated[m] for m in others if m in self._undated]
+        informed = [abs(offset - clock) <= _STEP_US for offset, knew in undated if knew]
+        agreed = any(informed) if informed else all(abs(offset - clock) <= _STEP_US for offset, _ in undated)
+        return clock if agreed else None
 
     def _consider(self, target: int, jump_us: int, agreed: bool, now: float) -> None:
         """Follow a jump once it has lasted, and a second clock agrees where there is one."""

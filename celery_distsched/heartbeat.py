@@ -122,12 +122,13 @@ class Heartbeat:
         if me is not None:
             # Two that joined at the same moment have not seen each other before: the later by name gives way.
             self._refuse_strangers({other: info for other, info in view.alive.items() if other < me})
-            if not self._registered() and self._register(view):
+            if not self._registered() and view.offset_us is not None and self._register(view):
                 view = self.pool.observe(members, self.digest)
                 self.wake()
+        # A dead node's fence must be void before anybody takes over what it has claimed.
         for membership in view.dead.intersection(members):
-            # A dead node's fence must be void before anybody takes over what it has claimed.
             self.driver.remove(membership)
+            self.pool.bury([membership])
             if membership not in self._buried:
                 self._buried.add(membership)
                 logger.warning(

@@ -358,8 +358,11 @@ class Ledger:
         if mark in view.alive:
             self._absent_since.pop(mark, None)
             return False
+        if mark in view.dead and mark not in view.buried:
+            # Its fence is not void yet: it may wake up, and go on as if nothing had happened.
+            return False
         # Under another membership the node lives: it gets the time to confirm what it sent under this one.
-        if mark in view.dead and node_of(mark) not in view.node_ids:
+        if mark in view.buried and node_of(mark) not in view.node_ids:
             return True
         since = max(self._absent_since.setdefault(mark, view.polled_at), view.watching_since)
         return view.polled_at - since >= self._settings.node_ttl

@@ -8,9 +8,9 @@ node that is cut off, frozen or slow stops by itself before anybody calls it dea
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.cluster_time import ClusterTime
@@ -48,7 +48,9 @@ class Info:
         """Return the info as it is stored."""
         return json.dumps(self.__dict__, separators=(",", ":"))
 
+    # A heartbeat is read by several polls before it changes.
     @classmethod
+    @lru_cache(maxsize=4096)
     def parse(cls, text: str) -> Info | None:
         """Read what a node wrote; None if it is not of this form."""
         try:
@@ -78,6 +80,8 @@ class View:
     dead: frozenset[str] = frozenset()
     #: Ids of nodes that have gone from the store, and may yet be alive: it has not been a TTL.
     missing: frozenset[str] = frozenset()
+    #: Those of them that are no members in the store any more: their fences are void, so what they hold can be taken.
+    buried: frozenset[str] = frozenset()
     #: On `Clock.elapsed`.
     trusted_until: float = float("-inf")
     #: When the members were last read, and since when that has gone on without a gap; on `Clock.elapsed`.
@@ -119,14 +123,15 @@ class NodePool:
         self._missing: frozenset[str] = frozenset()
 
     def now_us(self) -> int | None:
-        """Cluster time in microseconds; None before the first join."""
+        """Cluster time in microseconds; None until it is known, soon after the first join."""
         offset = self.view.offset_us
         return None if offset is None else microseconds(self._clock.elapsed()) + offset
 
     def trusted(self) -> bool:
         """Whether this node may act on its view now."""
         view = self.view
-        return view.me is not None and view.offset_us is not None and self._clock.elapsed() < view.trusted_until
+        known = view.me is not None and view.offset_us is not None
+        return known and self._clock.elapsed() < view.trusted_until
 
     def renewed(self, me: str, asked_at: float, store_us: int | None) -> None:
         """A join or renewal succeeded. It was sent at `asked_at`: a slow answer must shorten trust, not stretch it."""
@@ -142,7 +147,12 @@ class NodePool:
     def lost(self) -> None:
         """The store says that I am no member."""
         self._me, self._trusted_until = None, float("-inf")
-        self._publish(self.view.alive, self.view.dead, self.view.polled_at, self.view.watching_since)
+        view = self.view
+        self._publish(view.alive, view.dead, view.buried, view.polled_at, view.watching_since)
+
+    def bury(self, memberships: Iterable[str]) -> None:
+        """These dead members have been removed from the store."""
+        self.view = replace(self.view, buried=self.view.buried.union(memberships))
 
     def observe(self, members: Mapping[str, Member], digest: str) -> View:
         """Take in the members as just read, and make them the new view."""
@@ -154,12 +164,12 @@ class NodePool:
             since = now
             self._give_time(now)
         for membership, member in members.items():
-            pulse, seen_at = self._pulses.get(membership, ("", now))
+            pulse, seen_at = self._pulses.get(membership, (None, now))
             if pulse != member.pulse:
                 seen_at = now
                 if (info := Info.parse(member.info)) is not None and membership != self._me:
-                    fresh = membership in self._pulses
-                    self._time.heard(membership, info.wall_us, info.cluster_us, now, fresh=fresh)
+                    take_in = self._time.found if pulse is None else self._time.heard
+                    take_in(membership, info.wall_us, info.cluster_us, now)
             self._pulses[membership] = (member.pulse, seen_at)
         for membership, (_, seen_at) in list(self._pulses.items()):
             if membership not in members and now - seen_at > _REMEMBER_S:
@@ -177,9 +187,11 @@ class NodePool:
         # There is no time before the first join: nobody needs it, and nobody could say it.
         if self._me is not None or self._time.offset_us is not None:
             self._time.settle([m for m in alive if m != self._me], now)
-        return self._publish(alive, dead, now, since)
+        return self._publish(alive, dead, dead.difference(members), now, since)
 
-    def _publish(self, alive: Mapping[str, Info], dead: frozenset[str], polled_at: float, since: float) -> View:
+    def _publish(
+        self, alive: Mapping[str, Info], dead: frozenset[str], buried: frozenset[str], polled_at: float, since: float
+    ) -> View:
         peers = {m: info for m, info in alive.items() if info.digest == self._digest and (info.active or m == self._me)}
         nodes = ring_places(peers)
         ring = self.view.ring if self.view.ring.nodes == set(nodes.values()) else HashRing(nodes.values())
@@ -190,6 +202,7 @@ class NodePool:
             alive=alive,
             dead=dead,
             missing=self._missing,
+            buried=buried,
             trusted_until=self._trusted_until,
             polled_at=polled_at,
             watching_since=since,

@@ -107,14 +107,14 @@ def test_a_heartbeat_that_was_there_already_says_nothing_of_the_time(store: bool
         written_us = microseconds(EPOCH_S + node.clock.now - 7)
         if store:
             node.time.store_said(microseconds(EPOCH_S + node.clock.now), node.clock.now, node.clock.now)
-        node.time.heard("other", written_us, written_us, node.clock.now, fresh=False)
+        node.time.found("other", written_us, written_us, node.clock.now)
         node.time.settle(["other"], node.clock.now)
         assert node.time.offset_us is None, "who can tell whether the clocks are wrong, or this is 7 s old?"
         node.clock.now += later_s
         if not dead:
             now_us = microseconds(EPOCH_S + node.clock.now)
             node.time.heard("other", now_us, now_us, node.clock.now)
-        node.time.settle(["other"], node.clock.now)
+        node.time.settle([] if dead else ["other"], node.clock.now)
         assert node.time.offset_us == microseconds(EPOCH_S)
 
 

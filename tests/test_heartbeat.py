@@ -10,8 +10,11 @@ from celery_distsched.drivers import StoreUrl
 from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.errors import ConfigError, StoreUnavailable
 from celery_distsched.heartbeat import Heartbeat
+from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import Info, NodePool
 from celery_distsched.progress import Progress
+from celery_distsched.record import Record
+from celery_distsched.settings import Settings
 
 TTL_S = 5.0
 #: Trust ends so many seconds before the store could call the node dead.
@@ -171,6 +174,32 @@ def test_a_dead_nodes_membership_is_removed_before_its_share_moves(node: Node) -
     assert "other#1" not in node.store.members()
     assert node.pool.view.dead == {"other#1"}
     assert node.pool.view.ring.nodes == {"here/0"}
+
+
+def test_what_a_dead_node_holds_is_not_taken_before_its_membership_is_removed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may only have been frozen: with its fence it would wake up, and send what others have taken over."""
+
+    def gone(mark: str) -> bool:
+        return ledger._gone(mark)
+
+    def refuse(membership: str) -> None:
+        raise StoreUnavailable("writes are refused")
+
+    ledger = Ledger(
+        node.store, node.pool, node.progress, node.clock, Settings(StoreUrl("memory"), node_ttl=TTL_S),
+        anchor=lambda name: Record(0), learnt=lambda name: None,
+    )  # fmt: skip
+    node.store.join("other#1", other())
+    with monkeypatch.context() as patch:
+        patch.setattr(node.store, "remove", refuse)
+        for _ in range(8):
+            node.beat(TTL_S / 2)
+            assert not gone("other#1")
+        assert node.pool.view.dead == {"other#1"}
+    node.beat(0.3)
+    assert gone("other#1")
 
 
 def test_it_is_active_at_once_when_its_records_are_loaded(node: Node) -> None:

@@ -140,6 +140,7 @@ class Cluster(RuleBasedStateMachine):
                 me=node.me,
                 alive=dict.fromkeys(self.alive, info),
                 dead=frozenset(self.dead),
+                buried=frozenset(self.dead),
                 polled_at=self.clock.now,
                 watching_since=0.0,
             )

@@ -14,6 +14,7 @@ TTL_S = 5.0
 #: Trust ends so many seconds before the store could call the node dead.
 MARGIN_S = 0.5
 DAY_S = 86_400.0
+HOUR_S = 3600.0
 EPOCH_S = 1_800_000_000.0
 
 
@@ -108,7 +109,7 @@ def test_no_wall_clock_has_a_say_in_who_is_alive(
         view = pool.observe(members, "same")
         assert view.dead == {name for name in lives if clock.now - changed[name] >= TTL_S}
         assert set(view.alive) == lives.keys() - view.dead
-        assert pool.trusted()
+        assert view.trusted_until > clock.now
 
 
 def test_i_am_never_dead_to_myself(pool: NodePool, clock: VirtualClock) -> None:
@@ -233,11 +234,12 @@ def test_a_node_takes_the_smallest_number_that_is_free_on_its_host() -> None:
 def seen_clocks(pool: NodePool, clock: VirtualClock, *skews_s: float) -> float:
     """Let a node join beside others with such clocks; returns by how much cluster time is off."""
     pool.renewed("me#1", clock.now, None)
-    members = {"me#1": member(1, info("here", wall_us=0))}
-    for number, skew_s in enumerate(skews_s):
-        wall_us = microseconds(EPOCH_S + clock.now + skew_s)
-        members[f"other{number}#1"] = member(1, info(f"there{number}", wall_us=wall_us))
-    pool.observe(members, "same")
+    for pulse in (0, 1):
+        members = {"me#1": member(1, info("here", wall_us=0))}
+        for number, skew_s in enumerate(skews_s):
+            wall_us = microseconds(EPOCH_S + clock.now + skew_s)
+            members[f"other{number}#1"] = member(pulse, info(f"there{number}", wall_us=wall_us))
+        pool.observe(members, "same")
     return off(pool, clock)
 
 
@@ -281,6 +283,56 @@ def test_a_heartbeat_that_is_read_late_makes_no_clock_slow(pool: NodePool, clock
     assert off(pool, clock) == 0.0
 
 
+def test_a_heartbeat_of_a_node_that_died_hours_ago_does_not_say_what_time_it_is(
+    pool: NodePool, clock: VirtualClock
+) -> None:
+    """Every beat was killed, and their last heartbeats are still in the store when the next one joins."""
+    hours_ago_us = microseconds(EPOCH_S + clock.now - 4 * HOUR_S)
+    last_words = Info("there", 0, "same", "cluster", True, hours_ago_us, cluster_us=hours_ago_us)
+    members = {"me#1": member(1, info("here")), "dead#1": member(1, last_words)}
+    pool.renewed("me#1", clock.now, microseconds(EPOCH_S + clock.now))
+    watch(pool, clock, TTL_S - 1, lambda: members)
+    # It may be alive, and go by a time of its own: nothing is due before that is known.
+    assert pool.now_us() is None
+    pool.renewed("me#1", clock.now, microseconds(EPOCH_S + clock.now))
+    assert not pool.trusted()
+    watch(pool, clock, 1, lambda: members)
+    assert off(pool, clock) == 0.0
+    assert pool.trusted()
+
+
+def test_the_time_of_a_live_node_is_taken_over_once_its_heartbeat_is_seen_to_change(
+    pool: NodePool, clock: VirtualClock
+) -> None:
+    def heartbeat(pulse: int) -> Member:
+        now_us = microseconds(EPOCH_S + clock.now)
+        return member(pulse, Info("there", 0, "same", "cluster", True, now_us, cluster_us=now_us))
+
+    pool.renewed("me#1", clock.now, microseconds(EPOCH_S + clock.now + HOUR_S))
+    pool.observe({"me#1": member(1, info("here")), "other#1": heartbeat(1)}, "same")
+    assert pool.now_us() is None
+    clock.now += 1
+    pool.observe({"me#1": member(1, info("here")), "other#1": heartbeat(2)}, "same")
+    assert off(pool, clock) == 0.0
+
+
+def test_a_heartbeat_that_agrees_with_the_stores_clock_is_believed_at_once(pool: NodePool, clock: VirtualClock) -> None:
+    now_us = microseconds(EPOCH_S + clock.now)
+    pool.renewed("me#1", clock.now, now_us)
+    said = Info("there", 0, "same", "cluster", True, now_us, cluster_us=now_us - 900_000)
+    pool.observe({"me#1": member(1, info("here")), "other#1": member(1, said)}, "same")
+    assert off(pool, clock) == 0.0
+
+
+def test_the_first_heartbeat_of_a_node_that_died_at_once_is_of_unknown_age_too(
+    pool: NodePool, clock: VirtualClock
+) -> None:
+    members = {"me#1": member(1, info("here")), "dead#1": member(1, info(wall_us=microseconds(EPOCH_S)))}
+    pool.renewed("me#1", clock.now, None)
+    watch(pool, clock, TTL_S, lambda: members)
+    assert off(pool, clock) == 0.0
+
+
 def test_the_clock_of_a_dead_node_does_not_count(pool: NodePool, clock: VirtualClock) -> None:
     assert seen_clocks(pool, clock, -60.0) == -60.0
     members = {"me#1": member(1, info("here")), "other0#1": member(1)}
@@ -297,7 +349,8 @@ def test_the_stores_clock_is_the_time_where_it_has_one(pool: NodePool, clock: Vi
     asked_at = clock.now
     clock.now += 2
     pool.renewed("me#1", asked_at, microseconds(EPOCH_S + asked_at + 1 + 7))
-    pool.observe({"me#1": member(1), "other#1": member(1, info(wall_us=1))}, "same")
+    for pulse in (0, 1):
+        pool.observe({"me#1": member(1), "other#1": member(pulse, info(wall_us=1))}, "same")
     assert off(pool, clock) == 7.0
     for round_trip_s, store_is_off_s, off_s in [(0.2, 50.0, 7.0), (0.04, 8.0, 8.0)]:
         asked_at = clock.now

@@ -1,0 +1,127 @@
+"""Run seed after seed: ``python -m tests.simulation --minutes 5`` or, to replay one, ``--seed 7 --count 1``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+if __name__ == "__main__" and os.environ.get("PYTHONHASHSEED") != "0":
+    # The order of sets is part of what a seed decides.
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONHASHSEED": "0"})
+
+from tests.simulation.life import HOUR_S, live
+from tests.simulation.others import POLICIES
+from tests.simulation.plan import Plan
+from tests.simulation.rules import RULES, without
+
+
+def main() -> int:
+    given = _arguments()
+    if given.teeth:
+        return _teeth(given.count or 60, given.only)
+    seeds, failed = 0, 0
+    hours, cpu_s, counts = 0.0, time.process_time(), Counter[str]()
+    for report in _reports(given):
+        seeds += 1
+        hours += report["hours"]
+        counts.update(report["counts"])
+        if report["broken"]:
+            failed += 1
+            print(f"seed {report['seed']}: {report['broken']}", flush=True)
+            print(f"  replay: {_replay(given, report['seed'])}", flush=True)
+    cpu_s = time.process_time() - cpu_s
+    summary = {"seeds": seeds, "violations": failed, "virtual hours": round(hours), "CPU seconds": round(cpu_s, 1)}
+    summary["virtual hours a CPU minute"] = round(hours / cpu_s * 60)
+    print(json.dumps({**summary, **dict(sorted(counts.items()))}))
+    return 1 if failed else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument("--count", type=int, help="how many seeds; without it, as many as there is time for")
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--hours", type=float, default=24.0, help="virtual hours of a calm life")
+    parser.add_argument("--without", choices=RULES, metavar="RULE", help="switch a rule of the protocol off")
+    parser.add_argument("--policy", choices=POLICIES, default="ours", help="another algorithm in the same world")
+    parser.add_argument("--delivery", choices=("at_least_once", "at_most_once"))
+    parser.add_argument("--teeth", action="store_true", help="each rule switched off, until a seed finds it")
+    parser.add_argument("--only", help="of these, only those with this in their names")
+    return parser.parse_args()
+
+
+def _reports(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    ends = time.monotonic() + 60 * given.minutes
+    seed = given.seed
+    while seed - given.seed < given.count if given.count else time.monotonic() < ends:
+        yield report(seed, hours=given.hours, rule=given.without, policy=given.policy, delivery=given.delivery)
+        seed += 1
+
+
+def report(
+    seed: int, *, hours: float = 24.0, rule: str | None = None, policy: str = "ours", delivery: str | None = None
+) -> dict[str, Any]:
+    """Live one life; says what it came to."""
+    plan = Plan.of(seed)
+    if delivery:
+        plan = plan.but(delivery=delivery)
+    chosen = POLICIES[policy]
+    broken, cluster = None, None
+    try:
+        with without(rule):
+            cluster = live(seed, hours=hours, plan=chosen.fits(plan), node_class=chosen.node, skips=chosen.skips)
+    except AssertionError as exc:
+        broken = str(exc)
+    except Exception as exc:
+        # Without one of its rules the code may meet what it takes for impossible.
+        broken = f"{type(exc).__name__}: {exc}"
+    return {
+        "seed": seed,
+        "kind": plan.kind,
+        "broken": broken,
+        "hours": cluster.world.time / HOUR_S if cluster else 0.0,
+        "counts": cluster.promises.counts if cluster else {},
+    }
+
+
+def _replay(given: argparse.Namespace, seed: int) -> str:
+    words = [f"--seed {seed} --count 1"]
+    if given.hours != 24.0:
+        words.append(f"--hours {given.hours:g}")
+    if given.without:
+        words.append(f"--without {given.without!r}")
+    if given.policy != "ours":
+        words.append(f"--policy {given.policy}")
+    if given.delivery:
+        words.append(f"--delivery {given.delivery}")
+    return f"{sys.executable} -m tests.simulation {' '.join(words)}"
+
+
+def _teeth(most: int, only: str | None) -> int:
+    """Print, as a line of JSON each, which seed finds what: every rule switched off, and every other algorithm."""
+    missed = 0
+    tries: list[tuple[str, dict[str, Any]]] = [(rule, {"rule": rule}) for rule in RULES]
+    tries += [(policy, {"policy": policy}) for policy in POLICIES if policy != "ours"]
+    for name, how in tries:
+        if only and only not in name:
+            continue
+        found: dict[str, Any] | None = None
+        for seed in range(most):
+            told = report(seed, hours=6.0, **how)
+            if told["broken"]:
+                found = told
+                break
+        missed += found is None
+        print(json.dumps({"without": name, "seed": found and found["seed"], "broken": found and found["broken"]}))
+        sys.stdout.flush()
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

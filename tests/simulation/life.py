@@ -1,0 +1,113 @@
+"""One seed's life of a cluster: hours of peace with episodes of faults in them, or one long storm."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+
+import celery_distsched.node_pool as node_pool
+from celery_distsched.ring import HashRing
+from tests.simulation.cluster import Cluster
+from tests.simulation.faults import FAULTS
+from tests.simulation.node import Node, NodeClass
+from tests.simulation.plan import BUSY, Plan
+from tests.simulation.world import World
+
+HOUR_S = 3600.0
+
+
+def live(
+    seed: int,
+    *,
+    hours: float = 24.0,
+    storm_s: float = 150.0,
+    plan: Plan | None = None,
+    faults: Sequence[str] = tuple(FAULTS),
+    node_class: NodeClass = Node,
+    skips: bool = True,
+) -> Cluster:
+    """Let a cluster live; raises `Broken` where a promise is not kept, and else returns it.
+
+    Args:
+        seed: Decides everything.
+        hours: How long a calm life is.
+        storm_s: How long a busy one is, in seconds.
+        plan: Instead of the seed's own.
+        faults: Those that may happen.
+        node_class: What a node is, if not the package's own parts.
+        skips: Whether time may be passed over in which only heartbeats come and go.
+    """
+    plan = plan or Plan.of(seed)
+    cluster = Cluster(plan, seed, node_class=node_class, skips=skips)
+    with _watched(cluster.world):
+        if plan.kind == BUSY:
+            cluster.run(6)
+            _storm(cluster, storm_s, faults, pause_s=3.0)
+        else:
+            _calm(cluster, hours * HOUR_S, faults)
+        cluster.run(cluster.world.time + max(0.0, cluster.unsettled_until - cluster.world.now) + 5)
+    return cluster
+
+
+def _calm(cluster: Cluster, until: float, faults: Sequence[str]) -> None:
+    world, random = cluster.world, cluster.world.random
+    while world.time < until:
+        at = world.time + random.expovariate(1 / cluster.plan.gap_s)
+        if random.random() < 0.7:
+            # Just before something falls due, or just after.
+            at += 600 - at % 600 + random.uniform(-6, 2)
+        cluster.next_episode_s = at
+        cluster.run(min(at, until))
+        if at < until:
+            _storm(cluster, random.choice((0.5, 5.0, 15.0)), faults, pause_s=random.choice((0.05, 0.5, 3.0)))
+
+
+def _storm(cluster: Cluster, seconds: float, faults: Sequence[str], pause_s: float) -> None:
+    world, random = cluster.world, cluster.world.random
+    until = world.time + seconds
+    cluster.next_episode_s = until
+    most = 12
+    while world.time < until and most:
+        most -= cluster.plan.kind != BUSY
+        serving = cluster.serving
+        if serving:
+            FAULTS[random.choice(faults)](cluster, random.choice(serving))
+        cluster.run(world.time + random.expovariate(1 / pause_s))
+    cluster.next_episode_s = float("inf")
+
+
+class _Errors(logging.Handler):
+    """What the code under test catches and logs with a traceback is a bug that it has survived."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.ERROR)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:
+            self._world.fail(record.exc_info[1])
+
+
+@contextmanager
+def _watched(world: World) -> Iterator[None]:
+    logger, errors = logging.getLogger("celery_distsched"), _Errors(world)
+    level, propagate, ring = logger.level, logger.propagate, node_pool.HashRing
+    logger.setLevel(logging.ERROR)
+    logger.propagate = False
+    logger.addHandler(errors)
+    # A ring is a value; that all nodes are in one process here need not cost one ring each.
+    node_pool.HashRing = lambda nodes=(): _ring(frozenset(nodes))  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        node_pool.HashRing = ring  # type: ignore[misc]
+        logger.removeHandler(errors)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+@lru_cache(maxsize=256)
+def _ring(nodes: frozenset[str]) -> HashRing:
+    return HashRing(nodes)

@@ -1,0 +1,239 @@
+"""One simulated beat: the package's own heartbeat, pool, ledger and dispatch, unchanged, on this world's clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from celery_distsched.broker import Outcome
+from celery_distsched.clock import Clock, microseconds
+from celery_distsched.dispatch import Dispatch
+from celery_distsched.drivers.base import Push
+from celery_distsched.entries import PlannedEntry
+from celery_distsched.heartbeat import Heartbeat
+from celery_distsched.holding import Phase
+from celery_distsched.node_pool import NodePool
+from celery_distsched.progress import Progress
+from tests.simulation.store import SimulatedDriver
+from tests.simulation.world import EPOCH_S, Process, World
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster import Cluster
+
+#: How long `close` waits for the farewell, and a signal for the end of a slice, in seconds.
+_FAREWELL_S, _PATIENCE_S = 0.9, 0.5
+
+
+class NodeClock(Clock):
+    """The clocks of one host: its boot was at a time of its own, and its wall clock is wrong by `error_s`."""
+
+    def __init__(self, world: World, error_s: float) -> None:
+        self.world, self.error_s = world, error_s
+        self._booted = world.random.uniform(-1e6, 0)
+
+    def elapsed(self) -> float:
+        return self.world.now - self._booted
+
+    def wall(self) -> float:
+        return EPOCH_S + self.world.time + self.error_s
+
+
+class Interrupts:
+    """SIGTERM waits for the end of a tick, for half a second at most."""
+
+    def __init__(self, close: Callable[[], None]) -> None:
+        self.pending, self.holding, self._close = False, False, close
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self.holding = True
+        yield
+        self.holding = False
+        if self.pending:
+            self._close()
+
+
+class SameRedis:
+    """Claim and push in one step: the queue is in the store."""
+
+    def __init__(self, driver: SimulatedDriver) -> None:
+        self.claim_and_push = driver.claim_and_push
+        self._broker = driver.cluster.broker
+
+    def ready(self, now: float) -> bool:
+        return True
+
+    def messages(self, planned: PlannedEntry, instants: Sequence[int]) -> list[Push]:
+        return [Push("queue", str(instant)) for instant in instants]
+
+    def elsewhere(self) -> None: ...
+    def refused(self, planned: PlannedEntry, error: str) -> None: ...
+    def note(self, planned: PlannedEntry, instants: Sequence[int]) -> None: ...
+
+
+class Node:
+    """One process with its two threads."""
+
+    def __init__(self, cluster: Cluster, number: int, version: int) -> None:
+        world, settings = cluster.world, cluster.settings
+        self.cluster, self.world, self.version = cluster, world, version
+        self.process = Process(world)
+        host = f"host{number % 3}"
+        self.node_id = f"{host}-{number}-x"
+        self.ended_at = float("inf")
+        self.clock = NodeClock(world, cluster.host_error(host))
+        self.host = host
+        progress = Progress(at=self.clock.elapsed())
+        self.driver = SimulatedDriver(cluster, self, settings.node_ttl)
+        self.pool = NodePool(self.node_id, settings.node_ttl, self.clock)
+        self.interrupts = Interrupts(self._close)
+        self.dispatch = Dispatch(
+            self.driver, self.pool, progress, self.clock, settings,
+            send=self._send, probe=self._probe,
+            same_redis=SameRedis(self.driver) if cluster.plan.same_redis else None,  # type: ignore[arg-type]
+            interrupts=self.interrupts,  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.heartbeat = Heartbeat(self.driver, self.pool, self.clock, progress, host=host, cluster="c")
+        self.progress = progress
+        self.entries = cluster.entries_of(version)
+        self.heartbeat.digest, self.heartbeat.names = f"v{version}", tuple(self.entries)
+        self.dispatch.set_entries(self.entries)
+        self._note_losses()
+        self._beats = self.process.thread(self._beat)
+        self._ticks = self.process.thread(self._tick)
+
+    def _note_losses(self) -> None:
+        ledger, report = self.dispatch.ledger, self.dispatch.ledger.possibly_lost
+
+        def possibly_lost(name: str, instant: int, why: str) -> None:
+            self.cluster.promises.counted(name, instant)
+            report(name, instant, why)
+
+        ledger.possibly_lost = possibly_lost  # type: ignore[method-assign]
+
+    # Its threads
+
+    def _beat(self) -> None:
+        while not self.dispatch.closed:
+            self._beats.wait(self.heartbeat.step())
+        self.heartbeat._farewell = self.dispatch.ledger.hand_back
+        self.heartbeat._leave()
+        self._end()
+
+    def _tick(self) -> None:
+        while not self.dispatch.closed:
+            self.process.sleep(max(self.dispatch.tick(), 0.001))
+
+    def _send(self, planned: PlannedEntry, instant: int, attempt: int) -> Outcome:
+        """Try once to bring a message to the broker."""
+        world, random, broker = self.world, self.world.random, self.cluster.broker
+        self.cluster.promises.sends(self, planned.name, instant)
+        if not broker.reachable(world, self.node_id):
+            if random.random() < 0.8:
+                self.process.sleep(0.01)
+                return Outcome.REFUSED
+            self.process.sleep(self.cluster.settings.node_ttl / 2)
+            self.cluster.promises.unanswered(planned.name, instant)
+            return Outcome.UNKNOWN
+        fate = random.random() if world.now < broker.shaky_until else 1.0
+        if fate < broker.refused:
+            self.process.sleep(0.01)
+            return Outcome.REFUSED
+        self.process.sleep(random.expovariate(1 / 0.0003))
+        trip = random.expovariate(1 / 0.001)
+        unknown = fate < broker.refused + broker.unknown
+        if unknown:
+            self.cluster.promises.unanswered(planned.name, instant)
+        if not unknown or random.random() < 0.6:
+            # Once it is written, it arrives, whatever becomes of this process.
+            world.after(trip, self.cluster.promises.delivered, self, planned.name, instant, attempt)
+        self.process.sleep(self.cluster.settings.node_ttl / 2 if unknown else 2 * trip)
+        return Outcome.UNKNOWN if unknown else Outcome.ACCEPTED
+
+    def _probe(self) -> bool:
+        self.process.sleep(0.005)
+        return self.cluster.broker.reachable(self.world, self.node_id)
+
+    # What happens to it
+
+    def crash(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self.ended_at = min(self.ended_at, self.world.now)
+        self.process.kill()
+
+    def freeze(self, seconds: float) -> None:
+        self.process.frozen_until = self.world.now + seconds
+
+    def hang(self, seconds: float) -> None:
+        """Let the scheduler's loop stand still, and the heartbeat's thread go on."""
+        self._ticks.hangs_until = self.world.now + seconds
+
+    def leave(self) -> None:
+        """SIGTERM."""
+        if self.interrupts.holding:
+            self.interrupts.pending = True
+            self.world.after(_PATIENCE_S, self._close)
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        if not self.dispatch.closed:
+            self.dispatch.closed = True
+            # The handler runs on the stack of the loop, which does not come back from it.
+            self._ticks.hangs_until = float("inf")
+            self._beats.interrupt()
+            self.world.after(_FAREWELL_S, self._end)
+
+    # What the simulation asks
+
+    @property
+    def serves(self) -> bool:
+        return self.process.alive and not self.dispatch.closed and not self.interrupts.pending
+
+    def trusted_until(self) -> float:
+        """The end of its trust by the protocol, on `World.now`, worked out apart from the code under test."""
+        ttl_s = self.cluster.settings.node_ttl
+        return self.driver.renewal_began + ttl_s - min(ttl_s / 10, 0.5)
+
+    def holds(self, name: str, instant: int) -> bool:
+        """Whether it knows that this claim is its own."""
+        holding = self.dispatch.ledger.holdings.get(name)
+        return holding is not None and holding.phases.get(instant) in (Phase.CLAIMED, Phase.SENDING, Phase.DONE)
+
+    def quiet(self, members: set[str]) -> bool:
+        """Whether nothing changes here until the next instant."""
+        view, ledger = self.pool.view, self.dispatch.ledger
+        settled = (
+            not self.interrupts.holding and self.progress.ready and self.dispatch._outbox.open and self.pool.trusted()
+        )
+        idle = not ledger.busy and not ledger.unread and not ledger._watched
+        return settled and idle and view.alive.keys() == members and all(info.active for info in view.alive.values())
+
+    def next_s(self) -> float:
+        """The calendar's time of the next instant, in seconds since the start."""
+        next_us, now_us = self.dispatch._timetable.next_us(), self.pool.now_us()
+        if next_us is None or now_us is None:
+            return float("inf")
+        return self.world.time + (next_us - now_us) / 1e6
+
+    def skip(self, seconds: float) -> None:
+        """The calendar moves on between two heartbeats: cluster time is the one thing here that follows it."""
+        pool, time, moved_us = self.pool, self.pool._time, microseconds(seconds)
+        time._store = None if time._store is None else time._store + moved_us
+        time._walls = {node: deque((at + moved_us for at in walls), 20) for node, walls in time._walls.items()}
+        time._peers = {node: at + moved_us for node, at in time._peers.items()}
+        time._undated = {node: (at + moved_us, knew) for node, (at, knew) in time._undated.items()}
+        if time._step is not None:
+            time._step = time._step[0] + moved_us, time._step[1]
+        if time.offset_us is not None:
+            time.offset_us += moved_us
+        if pool.view.offset_us is not None:
+            pool.view = replace(pool.view, offset_us=pool.view.offset_us + moved_us)
+
+
+NodeClass = Callable[["Cluster", int, int], Any]

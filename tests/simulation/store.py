@@ -1,0 +1,243 @@
+"""The simulated store, and the ways of the nodes to it: slow, deaf, cut in one direction or both, or down for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from celery_distsched.drivers import Answer, Driver, Member, StoreUrl, Swap
+from celery_distsched.drivers.base import Claim, PushRefused
+from celery_distsched.schedule_epoch import RESERVED
+from celery_distsched.errors import LeaseLost, StoreUnavailable
+from tests.simulation.world import EPOCH_S, World
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster import Cluster
+
+
+@dataclass
+class Network:
+    """What becomes of the calls of one node; each time is on `World.now`."""
+
+    cut_until: float = 0.0
+    #: Reads are answered, and writes are not.
+    write_cut_until: float = 0.0
+    #: Calls arrive, and no answer comes back.
+    deaf_until: float = 0.0
+    #: Round trips take about this long on average, in seconds.
+    slow_until: float = 0.0
+    slow_s: float = 0.0
+
+
+class Store:
+    """What the store holds; each of its methods is one atomic step."""
+
+    def __init__(self, world: World, *, has_clock: bool) -> None:
+        self.world, self.has_clock = world, has_clock
+        self.nodes: dict[str, Member] = {}
+        self.ledger: dict[str, str] = {}
+        #: When each membership last showed life, on `World.now`; kept after it has gone.
+        self.renewed_at: dict[str, float] = {}
+        self.down_until = 0.0
+        #: Until then each call is lost with this likelihood.
+        self.flaky_until = 0.0
+        self.flakiness = 0.0
+        self.clock_error_s = 0.0
+
+    def clock_us(self) -> int | None:
+        return round((EPOCH_S + self.world.time + self.clock_error_s) * 1e6) if self.has_clock else None
+
+    def join(self, membership: str, info: str) -> int | None:
+        self.nodes[membership] = Member("1", info)
+        self.renewed_at[membership] = self.world.now
+        return self.clock_us()
+
+    def renew(self, membership: str, info: str) -> int | None:
+        if membership not in self.nodes:
+            raise LeaseLost(membership)
+        self.nodes[membership] = Member(str(int(self.nodes[membership].pulse) + 1), info)
+        self.renewed_at[membership] = self.world.now
+        return self.clock_us()
+
+    def check(self, fence: str | None) -> None:
+        if fence is not None and fence not in self.nodes:
+            raise LeaseLost(fence)
+
+
+@dataclass
+class _Reply:
+    """What a call has come to by now."""
+
+    value: Any = None
+    error: LeaseLost | None = None
+
+
+class SimulatedDriver(Driver):
+    """The way of one node to the store."""
+
+    def __init__(self, cluster: Cluster, node: Any, ttl_s: float) -> None:
+        super().__init__(StoreUrl("sim"), namespace="sim", ttl_s=ttl_s, timeout_s=min(ttl_s / 5, 1.0))
+        self.cluster, self.node, self.store, self.world = cluster, node, cluster.store, cluster.world
+        self.network = Network()
+        #: When the renewal began that was answered last: what this node may trust in, by the book.
+        self.renewal_began = float("-inf")
+        self._issued: dict[tuple[str, str], int] = {}
+
+    def _call(self, step: Callable[[], Any], *, write: bool) -> Any:
+        """Have one atomic step done in the store; or lose it, lose its answer, or have it arrive late."""
+        world, network, random = self.world, self.network, self.world.random
+        now, timeout = world.now, self.timeout_s
+        if random.random() < 0.001 or now >= network.slow_until:
+            trip = random.expovariate(1 / 0.004)
+        else:
+            trip = random.expovariate(1 / network.slow_s)
+        there = trip * random.random()
+        arrives = answered = True
+        if now < network.cut_until or now < self.store.down_until or (write and now < network.write_cut_until):
+            arrives = answered = False
+        elif now < network.deaf_until:
+            answered = False
+        elif now < self.store.flaky_until and random.random() < self.store.flakiness:
+            answered = False
+            arrives = random.random() < 0.6
+            if arrives and random.random() < 0.5:
+                there = random.uniform(0.3, 6.0)  # on its way for longer than anybody waits
+                self.cluster.trouble(None, there, "a late call")
+        reply = _Reply()
+        if arrives:
+            if write or not answered or trip > timeout:
+                # It arrives whatever becomes of the caller meanwhile.
+                world.after(there, self._arrive, step, reply)
+            elif random.random() < 0.5:
+                self._arrive(step, reply)
+            else:
+                self.node.process.sleep(trip)
+                self._arrive(step, reply)
+                trip = 0.0
+        if not answered or trip > timeout:
+            self.node.process.sleep(timeout if arrives or random.random() < 0.7 else 0.001)
+            raise StoreUnavailable("lost")
+        if trip:
+            self.node.process.sleep(trip)
+        if reply.error is not None:
+            raise reply.error
+        return reply.value
+
+    @staticmethod
+    def _arrive(step: Callable[[], Any], reply: _Reply) -> None:
+        try:
+            reply.value = step()
+        except LeaseLost as exc:
+            reply.error = exc
+
+    # Membership
+
+    def join(self, membership: str, info: str) -> int | None:
+        began = self.world.now
+        clock_us: int | None = self._call(lambda: self.store.join(membership, info), write=True)
+        self.renewal_began = began
+        return clock_us
+
+    def renew(self, membership: str, info: str) -> int | None:
+        began = self.world.now
+        clock_us: int | None = self._call(lambda: self.store.renew(membership, info), write=True)
+        self.renewal_began = began
+        return clock_us
+
+    def members(self) -> dict[str, Member]:
+        members: dict[str, Member] = self._call(lambda: dict(self.store.nodes), write=False)
+        return members
+
+    def remove(self, membership: str) -> None:
+        self._call(lambda: self.store.nodes.pop(membership, None), write=True)
+
+    # Ledger
+
+    def read(self, keys: Sequence[str]) -> list[str | None]:
+        records: list[str | None] = self._call(lambda: [self.store.ledger.get(key) for key in keys], write=False)
+        return records
+
+    def _since(self, key: str, new: str) -> int:
+        """When this node first tried to write this."""
+        return self._issued.setdefault((key, new), self.world.time_us)
+
+    def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
+        if not swaps:
+            return []
+        promises = self.cluster.promises
+        began = [self._since(swap.key, swap.new) for swap in swaps]
+        if fence is not None:
+            promises.acts(self.node, "claims")
+
+        def step() -> list[Answer]:
+            self.store.check(fence)
+            answers = []
+            for swap, since in zip(swaps, began, strict=True):
+                found = self.store.ledger.get(swap.key)
+                if found == swap.expected:
+                    self.store.ledger[swap.key] = swap.new
+                    if not swap.key.startswith(RESERVED):
+                        promises.wrote(self.node, fence, swap.key, found, swap.new, since, {})
+                    found = swap.new
+                    answers.append(Answer(True, found))
+                else:
+                    answers.append(Answer(False, found))
+            return answers
+
+        try:
+            answers: list[Answer] = self._call(step, write=True)
+        except LeaseLost:
+            self._issued.clear()
+            raise
+        for swap in swaps:
+            self._issued.pop((swap.key, swap.new), None)
+        return answers
+
+    def claim_and_push(self, claims: Sequence[Claim], fence: str) -> list[Answer | PushRefused]:
+        """Claim, and put the messages into the broker's queue, in one step."""
+        promises, now_us = self.cluster.promises, self.world.time_us
+        promises.acts(self.node, "claims")
+
+        def step() -> list[Answer | PushRefused]:
+            self.store.check(fence)
+            answers: list[Answer | PushRefused] = []
+            for claim in claims:
+                found = self.store.ledger.get(claim.key)
+                if found != claim.expected:
+                    answers.append(Answer(False, found))
+                    continue
+                if self.world.random.random() < self.cluster.broker.refusals:
+                    answers.append(PushRefused("the list is of another kind"))
+                    continue
+                self.store.ledger[claim.key] = claim.new
+                pushed = {int(message): "" for message in claim.messages}
+                promises.wrote(self.node, fence, claim.key, found, claim.new, now_us, pushed)
+                for instant in pushed:
+                    promises.delivered(self.node, claim.key, instant, 1)
+                answers.append(Answer(True, claim.new))
+            return answers
+
+        answers: list[Answer | PushRefused] = self._call(step, write=True)
+        return answers
+
+    def close(self) -> None:
+        self._issued.clear()
+
+
+@dataclass
+class Broker:
+    """The simulated broker; each time is on `World.now`."""
+
+    down_until: float = 0.0
+    #: Until then an attempt is refused, or ends without an answer, with these likelihoods.
+    shaky_until: float = 0.0
+    refused: float = 0.0
+    unknown: float = 0.0
+    #: How often a push in the same Redis is refused.
+    refusals: float = 0.0
+    #: Nodes for which it is out of reach, and until when.
+    cut_until: dict[str, float] = field(default_factory=dict)
+
+    def reachable(self, world: World, node_id: str) -> bool:
+        return world.now >= max(self.down_until, self.cut_until.get(node_id, 0.0))
