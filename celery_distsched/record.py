@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 #: In place of a membership: handed back by a node that left; whoever owns the entry sends it.
 HANDED_BACK = "-"
 #: Open marks that one record may hold; more instants wait until these are confirmed.
 MAX_OPEN = 32
+# One for all: nearly every record has nothing open, nearly always.
+_NOTHING: Mapping[int, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """What the cluster knows of one entry.
 
@@ -22,7 +25,7 @@ class Record:
     #: Last instant that was claimed or skipped, in microseconds; only ever grows.
     last: int
     #: Claimed and not yet confirmed: instant → mark, the membership that is to send it.
-    open: Mapping[int, str] = field(default_factory=dict)
+    open: Mapping[int, str] = field(default_factory=lambda: _NOTHING)
     #: The entry was switched off; switching it on again starts from that moment.
     paused: bool = False
 
@@ -32,7 +35,7 @@ class Record:
         try:
             stored = json.loads(text)
             last, marks, paused = stored["last"], stored.get("open", {}), stored.get("paused", False)
-            record = cls(last, {int(instant): mark for instant, mark in marks.items()}, paused)
+            record = cls(last, {int(instant): mark for instant, mark in marks.items()} or _NOTHING, paused)
         except (KeyError, TypeError, AttributeError, ValueError) as exc:
             raise ValueError(f"not a record: {text[:80]!r} ({exc!r})") from exc
         if type(last) is not int or type(paused) is not bool or not all(type(m) is str for m in record.open.values()):
@@ -59,7 +62,7 @@ class Record:
         """The record with these instants closed."""
         if self.open.keys().isdisjoint(instants):
             return self
-        return replace(self, open={at: mark for at, mark in self.open.items() if at not in instants})
+        return replace(self, open={at: mark for at, mark in self.open.items() if at not in instants} or _NOTHING)
 
 
 def node_of(mark: str) -> str:
