@@ -79,7 +79,7 @@ OURS = Contender(
     package="celery-distsched",
     settings=lambda site: {"distsched_url": site.store, "distsched_namespace": NAMESPACE},
     seed=_seed_ours,
-    setup_s=lambda size: 3.5 + size / 9_000,
+    setup_s=lambda size: 3.5 + size / 15_000,
 )
 REDBEAT = Contender(
     name="RedBeat",

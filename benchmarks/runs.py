@@ -62,7 +62,7 @@ def burst(
     with tempfile.TemporaryDirectory(prefix="burst-") as folder, ExitStack() as ends:
         site = Site(queue.url, store(Path(folder)) if store else queue.url, Path(folder))
         # Seeding is quick for all; what follows it may not be, and the moment must not come before that is over.
-        seeding_s, loading_s = 1 + size / 20_000, contender.setup_s(size) + 1.5 * (beats - 1)
+        seeding_s, loading_s = 1 + size / 40_000, contender.setup_s(size) + 1.5 * (beats - 1)
         due_s = _moment(kind, seeding_s + loading_s)
         workload = Workload(kind, size, due_s)
         contender.seed(site, workload)

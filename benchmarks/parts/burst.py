@@ -23,7 +23,7 @@ def run(bench: Bench) -> Section:
             for contender in bench.contenders:
                 if _takes_part(contender, size, turn):
                     bench.say(f"burst: {size:,} entries, {contender.name}, round {turn + 1}")
-                    bound_s = bench.choose(60.0 if contender is OURS else 25.0, 60.0 if contender is OURS else 6.0)
+                    bound_s = 90.0 if contender is OURS else bench.choose(25.0, 6.0)
                     found.setdefault(contender.name, []).append(burst(contender, bench.redis, size, bound_s=bound_s))
         tables.append(_table(size, found))
         for name, bursts in found.items():
