@@ -8,7 +8,7 @@ export PYTHON
 # Where .ci/servers.sh puts what the system has no package of.
 export PATH := $(PATH):$(CURDIR)/.servers/bin
 
-.PHONY: help demo test chaos soak lint types matrix servers clean $(CELERIES:%=matrix-%)
+.PHONY: help demo test chaos soak lint types matrix bench servers clean $(CELERIES:%=matrix-%)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -39,16 +39,23 @@ $(CELERIES:%=matrix-%): matrix-%: .venv-celery-%/.dev servers
 	@echo "Celery $*"
 	@exec .venv-celery-$*/bin/pytest tests/scheduler $(ARGS)
 
+bench: .venv-bench/.peers servers ## measure beside the peers; PARTS="burst idle", RUNS=3, SIZES="1000 10000", QUICK=1
+	@exec .venv-bench/bin/python -m benchmarks $(PARTS) $(RUNS:%=--runs %) $(if $(SIZES),--sizes $(SIZES)) $(QUICK:1=--quick)
+
 servers: ## get what the tests need: Redis, etcd, RabbitMQ, Consul, libfaketime
 	@.ci/servers.sh
 
 clean: ## remove what these commands have made
-	rm -rf .venv .venv-celery-* .servers .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-bench .venv-celery-* .servers .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp of an environment: what is installed is what pyproject.toml asks for.
 .venv/.all .venv/.dev: .venv/.%: pyproject.toml
 	@.ci/venv.sh .venv $*
+	@touch $@
+
+.venv-bench/.peers: pyproject.toml benchmarks/requirements.txt
+	@.ci/venv.sh .venv-bench all -r benchmarks/requirements.txt
 	@touch $@
 
 $(CELERIES:%=.venv-celery-%/.dev): .venv-celery-%/.dev: pyproject.toml

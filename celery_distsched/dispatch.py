@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
+from celery_distsched import collector
 from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, iso, microseconds
 from celery_distsched.drivers.base import Driver, Elsewhere
@@ -125,7 +126,9 @@ class Dispatch:
         ledger.repeat()
         settled = self._store_loss.settled(view)
         if settled:
-            ledger.read(ledger.unread)
+            if ledger.unread:
+                with collector.paused():
+                    ledger.read(ledger.unread)
             ledger.watch()
             ledger.take_over()
             self._progress.ready = not ledger.unread or ledger.suspicious
@@ -143,16 +146,23 @@ class Dispatch:
         self._trusted_until = view.trusted_until
         if self._followed == (view.ring, view.place):
             return
-        share = self._places.share(view.ring, view.place) if view.place else set()
-        gained, lost = share - self._share, self._share - share
-        self._share, self._followed = share, (view.ring, view.place)
+        another_schedule = self._followed is None
+        if self._followed is None:
+            share = self._places.share(view.ring, view.place)
+            gained, lost = share - self._share, self._share - share
+        else:
+            gained, lost = self._places.moved(*self._followed, view.ring, view.place)
+        self._followed = (view.ring, view.place)
+        self._share -= lost
+        self._share |= gained
         for name in lost:
             self._timetable.drop(name)
-        self.ledger.own(share, gained, lost)
-        for name in share - gained:
-            self._schedule(name)
+        self.ledger.own(self._share, gained, lost)
+        if another_schedule:
+            for name in self._share - gained:
+                self._schedule(name)
         nodes = ", ".join(sorted(view.ring.nodes))
-        logger.info("%d of %d entries are mine; nodes: %s", len(share), len(self._entries), nodes)
+        logger.info("%d of %d entries are mine; nodes: %s", len(self._share), len(self._entries), nodes)
 
     def _follow_epochs(self, mine: ScheduleEpoch, live: Collection[int]) -> None:
         """Take in which schedules are alive: of an entry the newest version runs."""
@@ -364,7 +374,8 @@ class Dispatch:
 
     def _first_record(self, name: str) -> Record:
         planned = self._entries[name]
-        return Record(self._now_us(), paused=not planned.enabled, version=self._version(planned))
+        # In whole milliseconds: intervals that are first seen together run together, and are worked out together.
+        return Record(self._now_us() // 1000 * 1000, paused=not planned.enabled, version=self._version(planned))
 
     def _now_us(self) -> int:
         now = self._pool.now_us()

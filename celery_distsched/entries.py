@@ -7,6 +7,8 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from celery import Celery
@@ -25,11 +27,14 @@ logger = logging.getLogger(__name__)
 #: Our keys of an entry, each with its check.
 _CHECKS = {"catch_up": one_of(*CATCH_UPS), "catch_up_window": seconds, "enabled": truth, "jitter": not_negative}
 _CELERY_KEYS = ("task", "schedule", "args", "kwargs", "options", "relative")
+_ACCEPTED = frozenset((*_CELERY_KEYS, "app", "last_run_at", "total_run_count"))
+#: What nearly every entry has of our keys.
+_NONE: Mapping[str, Any] = MappingProxyType({})
 # What `repr` makes of an object without one of its own, as in "tasks.add(<Thing object at 0x7f…>)".
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{4,}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedEntry:
     """One entry, understood."""
 
@@ -56,25 +61,22 @@ def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) 
     """
     if not isinstance(given, Mapping):
         raise ConfigError(f"it is {given!r}: a dict was expected, such as {{'task': …, 'schedule': …}}")
-    celery_keys, ours = dict(given), {}
+    celery_keys, ours = dict(given), dict[str, Any]()
     celery_keys.pop("name", None)
     for key in ("kwargs", "options"):
         if not isinstance(celery_keys.get(key) or {}, Mapping):
             raise ConfigError(f"{key!r} is {celery_keys[key]!r}: a dict was expected")
     options = dict(celery_keys.get("options") or {})
-    for key in _CHECKS:
-        # `app.add_periodic_task(…, catch_up="all")` puts what it does not know into the options.
-        for place in (celery_keys, options):
-            if key in place:
-                ours[key] = place.pop(key)
+    # `app.add_periodic_task(…, catch_up="all")` puts what it does not know into the options.
+    for place in (celery_keys, options):
+        for key in _CHECKS.keys() & place.keys():
+            ours[key] = place.pop(key)
     celery_keys["options"] = options
-    ours.update(settings.entries.get(name, {}))
-    for key in celery_keys:
-        if key not in _CELERY_KEYS and key not in ("app", "last_run_at", "total_run_count"):
-            raise _unknown(key, (*_CELERY_KEYS, *_CHECKS))
-    for key in ours:
-        if key not in _CHECKS:
-            raise _unknown(key, tuple(_CHECKS), " in distsched_entries")
+    ours.update(settings.entries.get(name, _NONE))
+    if not celery_keys.keys() <= _ACCEPTED:
+        raise _unknown(next(key for key in celery_keys if key not in _ACCEPTED), (*_CELERY_KEYS, *_CHECKS))
+    if not ours.keys() <= _CHECKS.keys():
+        raise _unknown(next(key for key in ours if key not in _CHECKS), tuple(_CHECKS), " in distsched_entries")
     if name.startswith(RESERVED):
         raise ConfigError("its name begins with a NUL, which is for the scheduler's own records: give it another")
     if not name or _ADDRESS.search(name):
@@ -97,14 +99,15 @@ def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) 
         raise
     except Exception as exc:
         raise ConfigError(f"{type(exc).__name__}: {exc}") from exc
-    entry.distsched = ours
+    if ours:
+        entry.distsched = ours
     return entry
 
 
 def plan(entry: ScheduleEntry, app: Celery, settings: Settings) -> PlannedEntry:
     """Work out how an entry is to be run; raises `ConfigError`."""
     ours: dict[str, Any] = {}
-    for key, value in getattr(entry, "distsched", {}).items():
+    for key, value in getattr(entry, "distsched", _NONE).items():
         try:
             ours[key] = _CHECKS[key](value)
         except (TypeError, ValueError) as exc:
@@ -118,7 +121,7 @@ def plan(entry: ScheduleEntry, app: Celery, settings: Settings) -> PlannedEntry:
     return PlannedEntry(
         entry=entry,
         rule=rule_for(schedule),
-        catch_up=CatchUp(
+        catch_up=_catch_up(
             policy=ours.get("catch_up", settings.catch_up),
             window_s=ours.get("catch_up_window", settings.catch_up_window),
             limit=settings.catch_up_limit,
@@ -130,6 +133,12 @@ def plan(entry: ScheduleEntry, app: Celery, settings: Settings) -> PlannedEntry:
     )
 
 
+@lru_cache(maxsize=256)
+def _catch_up(**chosen: Any) -> CatchUp:
+    """Return the one of these values: there are few, and many entries."""
+    return CatchUp(**chosen)
+
+
 def _unknown(key: object, known: tuple[str, ...], where: str = "") -> ConfigError:
     near = difflib.get_close_matches(str(key), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -137,6 +146,8 @@ def _unknown(key: object, known: tuple[str, ...], where: str = "") -> ConfigErro
 
 
 def _check_serializable(entry: ScheduleEntry, app: Celery) -> None:
+    if not entry.args and not entry.kwargs:
+        return
     args = [value for value in entry.args or () if not isinstance(value, BeatLazyFunc)]
     kwargs = {key: value for key, value in (entry.kwargs or {}).items() if not isinstance(value, BeatLazyFunc)}
     if not args and not kwargs:

@@ -61,7 +61,7 @@ class Move:
         return replace(self, new=self.new.without(self.claimed))
 
 
-@dataclass
+@dataclass(slots=True)
 class Holding:
     """One entry's record as this node last saw it, and this node's part in it."""
 

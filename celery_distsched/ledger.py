@@ -139,6 +139,7 @@ class Ledger:
                 else:
                     anchors[name] = Move(None, self._anchor(name), fenced=True)
             self.swap(anchors)
+        self._slim()
 
     def watch(self) -> None:
         """Read again, at each poll, the records in which somebody else's mark is open: no mark is without a watcher."""
@@ -188,6 +189,12 @@ class Ledger:
             self._learnt(name)
         elif holding.idle:
             self._forget(name)
+
+    def _slim(self) -> None:
+        """Walking through a set takes as long as it was ever large, even when it is empty: take a new one."""
+        self.unread = self.unread or set()
+        self.busy = self.busy or set()
+        self._watched = self._watched or set()
 
     def _forget(self, name: str) -> None:
         holding = self.holdings.pop(name, None)
@@ -262,7 +269,9 @@ class Ledger:
                 holdings[name].unanswered = None
                 if answer.won:
                     self._won(name, holdings[name], move)
-                elif repeated and answer.record is not None:
+                    self._know(name, move.new)
+                    continue
+                if repeated and answer.record is not None:
                     # The first attempt, which I was not told of, may be what stands in its own way.
                     self._won(name, holdings[name], move.seen_in(answer.record, self.me))
                 if answer.record is None:

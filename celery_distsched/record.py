@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 #: In place of a membership: handed back by a node that left; whoever owns the entry sends it.
 HANDED_BACK = "-"
 #: Open marks that one record may hold; more instants wait until these are confirmed.
 MAX_OPEN = 32
+# One for all: nearly every record has nothing open, nearly always.
+_NOTHING: Mapping[int, str] = MappingProxyType({})
 
 
 class Version(NamedTuple):
@@ -20,7 +23,7 @@ class Version(NamedTuple):
     epoch: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """What the cluster knows of one entry.
 
@@ -30,7 +33,7 @@ class Record:
     #: Last instant that was claimed or skipped, in microseconds; only ever grows.
     last: int
     #: Claimed and not yet confirmed: instant → mark, the membership that is to send it.
-    open: Mapping[int, str] = field(default_factory=dict)
+    open: Mapping[int, str] = field(default_factory=lambda: _NOTHING)
     #: The entry was switched off; switching it on again starts from that moment.
     paused: bool = False
     #: The version that was last claimed, or is to be claimed next; None: none has been yet.
@@ -43,7 +46,7 @@ class Record:
             stored = json.loads(text)
             last, marks, paused = stored["last"], stored.get("open", {}), stored.get("paused", False)
             version = Version(*stored["version"]) if "version" in stored else None
-            record = cls(last, {int(instant): mark for instant, mark in marks.items()}, paused, version)
+            record = cls(last, {int(instant): mark for instant, mark in marks.items()} or _NOTHING, paused, version)
         except (KeyError, TypeError, AttributeError, ValueError) as exc:
             raise ValueError(f"not a record: {text[:80]!r} ({exc!r})") from exc
         right = type(last) is int and type(paused) is bool and all(type(mark) is str for mark in record.open.values())
@@ -75,7 +78,7 @@ class Record:
         """The record with these instants closed."""
         if self.open.keys().isdisjoint(instants):
             return self
-        return replace(self, open={at: mark for at, mark in self.open.items() if at not in instants})
+        return replace(self, open={at: mark for at, mark in self.open.items() if at not in instants} or _NOTHING)
 
 
 def may_claim(version: Version | None, mine: Version, live: Collection[int]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -53,9 +54,13 @@ class HashRing:
 
     def arcs(self, node: str) -> list[tuple[int, int]]:
         """Return what belongs to a node: arcs (after, upto], the one round the corner split in two."""
+        if node not in self.nodes:
+            return []
         arcs = []
-        for index, (at, owner) in enumerate(zip(self._at, self._owners, strict=True)):
-            if owner != node:
+        for at, _ in _points(node):
+            index = bisect_left(self._at, at)
+            if self._owners[index] != node:
+                # Another node has the same point, and comes first.
                 continue
             if index:
                 arcs.append((self._at[index - 1], at))
@@ -75,11 +80,24 @@ class Places:
     def of(cls, names: Iterable[str]) -> Places:
         """Place these names."""
         placed = sorted((point(name), name) for name in names)
-        return cls([at for at, _ in placed], [name for _, name in placed])
+        return cls(array("Q", [at for at, _ in placed]), [name for _, name in placed])
 
-    def share(self, ring: HashRing, node: str) -> set[str]:
-        """Return the names that the ring gives to a node."""
-        share: set[str] = set()
-        for after, upto in ring.arcs(node):
-            share.update(self._names[bisect_right(self._at, after) : bisect_right(self._at, upto)])
-        return share
+    def share(self, ring: HashRing, node: str | None) -> set[str]:
+        """Return the names that the ring gives to a node; None: to nobody."""
+        return self._within(ring.arcs(node) if node is not None else [])
+
+    def moved(
+        self, before: HashRing, node_before: str | None, after: HashRing, node: str | None
+    ) -> tuple[set[str], set[str]]:
+        """Return the names that a node gains and loses when the ring, or its place there, changes."""
+        old = set(before.arcs(node_before) if node_before is not None else [])
+        new = set(after.arcs(node) if node is not None else [])
+        # Nearly all arcs are the same in both; of one that was cut short, both parts are looked at.
+        held, given = self._within(old - new), self._within(new - old)
+        return given - held, held - given
+
+    def _within(self, arcs: Iterable[tuple[int, int]]) -> set[str]:
+        names: set[str] = set()
+        for after, upto in arcs:
+            names.update(self._names[bisect_right(self._at, after) : bisect_right(self._at, upto)])
+        return names

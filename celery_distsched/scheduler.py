@@ -16,6 +16,7 @@ from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.beat import logger as celery_logger
 from celery.utils.nodenames import gethostname
 
+from celery_distsched import collector
 from celery_distsched.broker import Broker, Outcome
 from celery_distsched.clock import Clock, as_datetime
 from celery_distsched.dispatch import Dispatch
@@ -93,7 +94,8 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
     def setup_schedule(self) -> None:
         """Take the entries one by one: a bad one is reported and costs no other."""
         self.schedule = self.data
-        self.update_from_dict(self.app.conf.beat_schedule)
+        with collector.paused():
+            self.update_from_dict(self.app.conf.beat_schedule)
         self.install_default_entries(self.schedule)
         unknown = sorted(self.settings.entries.keys() - {*self.schedule, *self.app.conf.beat_schedule})
         if unknown:
@@ -110,11 +112,13 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         return make_entry(name, entry, self.app, self.settings, self.Entry)
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
+        entries = {}
         for name, given in dict_.items():
             try:
-                self.schedule[name] = self._maybe_entry(name, given)
+                entries[name] = self._maybe_entry(name, given)
             except (ConfigError, TypeError, ValueError) as exc:
                 self._report_bad(name, exc)
+        self.schedule.update(entries)
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         for name in set(self.schedule) - set(b):
@@ -148,17 +152,19 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         if node.heartbeat.refusal is not None:
             raise node.heartbeat.refusal
         if self.schedule.version != node.planned_version:
-            node.take_on(self._plan(), self.schedule.version)
+            with collector.paused():
+                node.take_on(self._plan(), self.schedule.version)
         return node.dispatch.tick()
 
     def _become_node(self) -> _Node:
         """Join the cluster. A forked process becomes another node, with a client and an identity of its own."""
         if self._node is not None:
             self.driver, self.broker = self._new_driver(), Broker(self.app, self.Producer, self.settings.node_ttl / 2)
-        planned, version = self._plan(), self.schedule.version
-        logger.info("%d entries; delivery %s", len(planned), self.settings.delivery)
         node = _Node(self)
-        node.take_on(planned, version)
+        with collector.paused():
+            planned, version = self._plan(), self.schedule.version
+            node.take_on(planned, version)
+        logger.info("%d entries; delivery %s", len(planned), self.settings.delivery)
         node.heartbeat.start()
         return node
 

@@ -54,6 +54,19 @@ def test_a_share_is_what_the_ring_gives_to_a_node(listed: list[str], names: list
     assert places.share(ring, "not among them " + "".join(listed)) == set()
 
 
+@given(nodes, nodes)
+def test_what_moved_is_the_difference_of_two_shares(before: list[str], others: list[str]) -> None:
+    places, after = Places.of(ENTRIES[:300]), [*before[1:], *others]
+    rings = HashRing(before), HashRing(after)
+    for node in {*before, *after}:
+        held, given_ = (places.share(ring, node) for ring in rings)
+        assert places.moved(rings[0], node, rings[1], node) == (given_ - held, held - given_)
+    # Its place there may be another one, or none.
+    held = places.share(rings[0], before[0])
+    assert places.moved(rings[0], before[0], rings[1], None) == (set(), held)
+    assert places.moved(rings[0], None, rings[0], before[0]) == (held, set())
+
+
 def test_a_share_reaches_round_the_corner_of_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     top = (1 << 64) - 1
     points = {"a": (5, 10), "b": (10, top - 1)}

@@ -15,6 +15,7 @@ from croniter import CroniterBadDateError, croniter
 
 from celery_distsched.instants.rule import SECOND_US
 from celery_distsched.instants.wall_clock import WallClock, WallTimes, bits
+from celery_distsched.instants.zone import Zone
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _FIELDS = "5 fields (minute hour day-of-month month day-of-week), or 6 with the seconds first"
@@ -57,7 +58,7 @@ class cron(BaseSchedule):  # type: ignore[misc]  # noqa: N801 - stands beside ce
 
     def rule(self) -> WallClock:
         """Return when this is due, in the timezone that holds now."""
-        return WallClock(self._times, self.tz, wildcard=self._wildcard)
+        return _rule(self._times, Zone.of(self.tz), self._wildcard)
 
     def is_due(self, last_run_at: datetime) -> schedstate:
         """Return whether a match has passed since the last run, and the seconds until the next one."""
@@ -92,6 +93,11 @@ class cron(BaseSchedule):  # type: ignore[misc]  # noqa: N801 - stands beside ce
 
     def __reduce__(self) -> tuple[type[cron], tuple[Any, ...]]:
         return type(self), (self.expression, self._own_tz, self.nowfun)
+
+
+@lru_cache(maxsize=4096)
+def _rule(times: WallTimes, zone: Zone, wildcard: bool) -> WallClock:
+    return WallClock(times, zone.tz, wildcard=wildcard)
 
 
 def _instant(moment: datetime) -> int:

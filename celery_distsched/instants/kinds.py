@@ -14,6 +14,7 @@ from celery_distsched.instants.cron import cron
 from celery_distsched.instants.interval import Interval, RelativeInterval, interval_us
 from celery_distsched.instants.rule import DAY_US, LATEST_US, SECOND_US, Rule
 from celery_distsched.instants.wall_clock import WallClock, WallTimes, bits
+from celery_distsched.instants.zone import Zone
 
 # What decides when a schedule is due: a class that changes one of these knows better than our arithmetic.
 _TIMING = frozenset({"is_due", "remaining_estimate", "remaining_delta", "_delta_to_next", "_next_event", "now"})
@@ -43,9 +44,7 @@ def rule_for(entry_schedule: BaseSchedule) -> Rule | None:
         return None
     for kind, rule_of in _KINDS:
         if isinstance(entry_schedule, kind):
-            own: Any = type(entry_schedule)
-            opaque = _has_own_timing(own, kind) or not _TIMING.isdisjoint(vars(entry_schedule))
-            return None if opaque else rule_of(entry_schedule)
+            return None if _has_own_timing(entry_schedule, kind) else rule_of(entry_schedule)
     return None
 
 
@@ -87,9 +86,18 @@ def _pause_s(pause: Any) -> float:
     return _PAUSE_S if math.isnan(seconds) else min(max(seconds, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
 
 
+def _has_own_timing(entry_schedule: BaseSchedule, kind: type) -> bool:
+    """Whether its class, or somebody on this very object, has put something of its own in place of Celery's methods."""
+    for name, function in _timing(kind):
+        method = getattr(entry_schedule, name)
+        if getattr(method, "__func__", method) is not function:
+            return True
+    return False
+
+
 @lru_cache
-def _has_own_timing(own: type, kind: type) -> bool:
-    return any(getattr(own, name, None) is not getattr(kind, name, None) for name in _TIMING)
+def _timing(kind: type) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, getattr(kind, name)) for name in sorted(_TIMING) if hasattr(kind, name))
 
 
 def _interval(entry_schedule: schedule) -> Rule | None:
@@ -97,23 +105,38 @@ def _interval(entry_schedule: schedule) -> Rule | None:
     if not isinstance(entry_schedule.run_every, timedelta):
         return None
     every = interval_us(entry_schedule)
-    return (
-        RelativeInterval(every, zones.get_timezone(entry_schedule.tz)) if entry_schedule.relative else Interval(every)
-    )
+    if entry_schedule.relative:
+        return RelativeInterval(every, zones.get_timezone(entry_schedule.tz))
+    return _plain_interval(every)
+
+
+# Equal schedules share a rule, and with it what it has worked out: there are fewer of them than there are entries.
+@lru_cache(maxsize=4096)
+def _plain_interval(every_us: int) -> Interval:
+    return Interval(every_us)
 
 
 def _crontab(entry_schedule: crontab) -> Rule:
-    hours, minutes = bits(entry_schedule.hour), bits(entry_schedule.minute)
-    starred = any(
-        isinstance(field, str) and field.startswith("*")
-        for field in (entry_schedule._orig_hour, entry_schedule._orig_minute)
+    minute, hour = entry_schedule._orig_minute, entry_schedule._orig_hour
+    starred = any(isinstance(field, str) and field.startswith("*") for field in (hour, minute))
+    fields = (
+        entry_schedule.minute,
+        entry_schedule.hour,
+        entry_schedule.day_of_month,
+        entry_schedule.month_of_year,
+        entry_schedule.day_of_week,
     )
-    days = WallTimes.days_by(bits(entry_schedule.day_of_month), bits(entry_schedule.day_of_week), either=False)
-    return WallClock(
-        WallTimes(days, bits(entry_schedule.month_of_year), hours, minutes),
-        zones.get_timezone(entry_schedule.tz),  # Somebody may have set it to a name.
-        wildcard=starred or hours.bit_count() == 24 or minutes.bit_count() == 60,
-    )
+    # Somebody may have set the timezone to a name.
+    zone = Zone.of(zones.get_timezone(entry_schedule.tz))
+    return _crontab_rule(tuple(map(frozenset, fields)), starred, zone)
+
+
+@lru_cache(maxsize=4096)
+def _crontab_rule(fields: tuple[frozenset[int], ...], starred: bool, zone: Zone) -> WallClock:
+    minutes, hours, days_of_month, months, days_of_week = map(bits, fields)
+    days = WallTimes.days_by(days_of_month, days_of_week, either=False)
+    wildcard = starred or hours.bit_count() == 24 or minutes.bit_count() == 60
+    return WallClock(WallTimes(days, months, hours, minutes), zone.tz, wildcard=wildcard)
 
 
 class Solar(Rule):

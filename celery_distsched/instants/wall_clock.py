@@ -27,6 +27,7 @@ _SEARCH_US = _SEARCH_YEARS * 366 * DAY_US
 _FEW = 4
 _MANY = 256
 _FIRST_WINDOW_US = 10 * SECOND_US
+_MOST_KNOWN = 256
 
 
 def bits(values: Iterable[int]) -> int:
@@ -153,15 +154,27 @@ class WallTimes(NamedTuple):
 class WallClock(Rule):
     """The instants at which a timezone's clock reads one of a set of wall times."""
 
-    __slots__ = ("_times", "_wildcard", "_zone")
+    __slots__ = ("_known", "_times", "_wildcard", "_zone")
 
     def __init__(self, times: WallTimes, tz: tzinfo, *, wildcard: bool) -> None:
         self._times = times
         self._zone = Zone.of(tz)
         self._wildcard = wildcard
+        self._known: dict[int, int] = {}
 
     def after(self, last_us: int) -> int | None:
         """Return the first instant strictly after *any* instant; None: none within some 41 years."""
+        # Entries that share a rule have run at the same instants.
+        instant = self._known.get(last_us)
+        if instant is None:
+            instant = self._after(last_us)
+            if instant is not None:
+                if len(self._known) >= _MOST_KNOWN:
+                    self._known.clear()
+                self._known[last_us] = instant
+        return instant
+
+    def _after(self, last_us: int) -> int | None:
         if last_us >= LATEST_US:
             return None
         if self._wildcard:

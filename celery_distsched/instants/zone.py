@@ -38,12 +38,12 @@ class Zone:
     Equal from every thread: what is kept is only ever added to, and found the same again.
     """
 
-    __slots__ = ("_blocks", "_tz")
+    __slots__ = ("_blocks", "tz")
 
     _zones: dict[int, Zone] = {}  # noqa: RUF012 - shared by all on purpose
 
     def __init__(self, tz: tzinfo) -> None:
-        self._tz = tz
+        self.tz = tz
         self._blocks: dict[int, tuple[Span, ...]] = {}
 
     @classmethod
@@ -58,7 +58,7 @@ class Zone:
         return zone
 
     def __repr__(self) -> str:
-        return f"<Zone {self._tz}>"
+        return f"<Zone {self.tz}>"
 
     def span(self, instant_us: int) -> Span:
         """Return the span that an instant is in; a long one may come in pieces."""
@@ -117,11 +117,11 @@ class Zone:
         return after_s
 
     def _offset_s(self, instant_s: int) -> int:
-        if isinstance(self._tz, LocalTimezone):
+        if isinstance(self.tz, LocalTimezone):
             # Celery's stand-in for the system's zone takes UTC for local time near a change; the system knows better.
             return time.localtime(instant_s).tm_gmtoff
         moment = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=instant_s)
-        offset = moment.astimezone(self._tz).utcoffset()
+        offset = moment.astimezone(self.tz).utcoffset()
         if offset is None:
-            raise ValueError(f"the timezone {self._tz!r} does not say how far it is from UTC")
+            raise ValueError(f"the timezone {self.tz!r} does not say how far it is from UTC")
         return round(offset.total_seconds())
