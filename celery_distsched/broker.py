@@ -68,6 +68,11 @@ class Broker:
         self._producer.publish = lambda *args, **kwargs: publish(*args, **{**bounds, **kwargs})
 
     @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known; asks nobody."""
+        return self._connection is not None
+
+    @property
     def connection(self) -> Any:
         """The live connection."""
         self.connect()

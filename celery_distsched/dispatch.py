@@ -6,12 +6,12 @@ Nothing is done without trust in the view, and every write is an exact swap: the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, iso, microseconds
-from celery_distsched.drivers.base import Driver, Elsewhere
+from celery_distsched.drivers.base import Driver, Elsewhere, Push
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.holding import Move, Phase
@@ -33,8 +33,10 @@ logger = logging.getLogger(__name__)
 
 #: Entries claimed in one go: about a tenth of a second of sending, which is what a crash may leave unconfirmed.
 _SLICE = 100
-#: Entries claimed and pushed in one call: about half a megabyte.
-_FAST_SLICE = 500
+#: Entries claimed and pushed in one go.
+_FAST_SLICE = 1000
+#: Bytes in one call to the store: it does nothing else meanwhile.
+_CALL_BYTES = 1_000_000
 #: Longest time between two ticks, in seconds: Celery's service sleeps without an ear for anything.
 _LONGEST_SLEEP_S = 0.2
 #: Longest burst of claims within one tick, in seconds.
@@ -99,6 +101,8 @@ class Dispatch:
         self._entries = entries
         self._places = Places.of(entries)
         self._followed = None
+        if self._same_redis is not None:
+            self._same_redis.set_entries(entries)
 
     def tick(self) -> float:
         """Do all that can be done now; returns the seconds until there may be more."""
@@ -190,7 +194,7 @@ class Dispatch:
                 if fast:
                     self._enqueue(claims)
                 # Confirms of the slice before ride on the claims of this one.
-                riding = self.ledger.confirms(self._slice - len(claims))
+                riding = self.ledger.confirms(max(self._slice - len(claims), 0))
                 self.ledger.swap({**riding, **claims})
             finally:
                 for name in names:
@@ -202,26 +206,22 @@ class Dispatch:
         """Claim and push in one step those for which that can be done, and take them out."""
         if self._same_redis is None:
             return
-        batch = {}
-        for name, move in claims.items():
-            if move.claimed and not move.taken and not move.dropped:
-                messages = self._same_redis.messages(self._entries[name], move.claimed)
-                if messages:
-                    batch[name] = (move.enqueued(), messages)
-        if not batch:
-            return
-        for name in batch:
-            del claims[name]
-        try:
-            refused = self.ledger.enqueue(batch, self._same_redis.claim_and_push)
-        except Elsewhere:
-            self._same_redis.elsewhere()
-            return
-        for name, (move, _) in batch.items():
-            if name in refused:
-                self._same_redis.refused(self._entries[name], refused[name])
-            elif (holding := self.ledger.holdings.get(name)) is not None and holding.record is move.new:
-                self._same_redis.note(self._entries[name], move.claimed)
+        plain = [name for name, move in claims.items() if move.claimed and not move.taken and not move.dropped]
+        made = self._same_redis.messages([(self._entries[name], claims[name].claimed) for name in plain])
+        fast = {name: messages for name, messages in zip(plain, made, strict=True) if messages is not None}
+        moves = {name: claims.pop(name) for name in fast}
+        for names in _calls(fast):
+            batch = {name: (moves[name].enqueued(), fast[name]) for name in names}
+            try:
+                refused = self.ledger.enqueue(batch, self._same_redis.claim_and_push)
+            except Elsewhere:
+                self._same_redis.elsewhere()
+                return
+            for name, (move, _) in batch.items():
+                if name in refused:
+                    self._same_redis.refused(self._entries[name], refused[name])
+                elif (holding := self.ledger.holdings.get(name)) is not None and holding.record is move.new:
+                    self._same_redis.note(self._entries[name], move.claimed)
 
     def _claim_or_report(self, name: str) -> Move | None:
         try:
@@ -379,3 +379,17 @@ class Dispatch:
         if at_us is None or not self._outbox.open:
             return _LONGEST_SLEEP_S
         return min(max((at_us - self._now_us()) / 1e6, 0.0), _LONGEST_SLEEP_S)
+
+
+def _calls(messages: Mapping[str, Sequence[Push]]) -> Iterator[list[str]]:
+    """Divide entries so that the messages of each part are no more than one call may carry."""
+    names, room = list[str](), _CALL_BYTES
+    for name, pushes in messages.items():
+        size = sum(len(push.text) for push in pushes)
+        if names and (size > room or len(names) == _FAST_SLICE):
+            yield names
+            names, room = [], _CALL_BYTES
+        names.append(name)
+        room -= size
+    if names:
+        yield names
