@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from json.encoder import encode_basestring_ascii
-from types import ModuleType
 from typing import Any, ClassVar
 
 import kombu.transport.redis
@@ -52,13 +51,12 @@ class RedisMessages:
     def __init__(self, channel: Any) -> None:
         self.channel = channel
 
-    @staticmethod
-    def hooks(channel: Any) -> str | None:
-        """Say what is not kombu's own about a channel; None: all is."""
-        module: ModuleType = kombu.transport.redis
-        if type(channel).__module__ != module.__name__:
-            return f"the broker's channel is of a class of its own, {type(channel).__name__}"
-        return foreign((f"Channel.{name}", channel, name, where) for name, where in _METHODS.items())
+    def hooks(self) -> str | None:
+        """Say what is not kombu's own about the channel; None: all is."""
+        kind = type(self.channel)
+        if kind.__module__ != kombu.transport.redis.__name__:
+            return f"the broker's channel is of a class of its own, {kind.__name__}"
+        return foreign((f"Channel.{name}", self.channel, name, where) for name, where in _METHODS.items())
 
     @contextmanager
     def catching(self) -> Iterator[list[Caught]]:

@@ -21,7 +21,6 @@ from celery_distsched.drivers.base import Answer, Claim, Push, PushRefused
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.hooks import hooks
 from celery_distsched.publisher import Publisher
-from celery_distsched.redis_messages import RedisMessages
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +36,7 @@ class SameRedis:
     def __init__(self, scheduler: Any, node_id: str) -> None:
         self._scheduler = scheduler
         self._node_id = node_id
+        self._messages: Any = None
         #: There is one as soon as `ready` has said so.
         self._publisher: Publisher = None  # type: ignore[assignment]
         self._run_id = ""
@@ -83,7 +83,8 @@ class SameRedis:
     def _look_at_broker(self, now: float) -> str | None:
         broker = self._scheduler.broker
         if now < self._look_again_at and not (broker.connected and broker.connection is not self._connection):
-            return self._why_not_there or RedisMessages.hooks(self._connection.default_channel)
+            hook: str | None = self._why_not_there or self._messages.hooks()
+            return hook
         began = time.perf_counter()
         try:
             self._connection = broker.connection
@@ -101,13 +102,18 @@ class SameRedis:
         """Say why a channel does not lead to the ledger's Redis; None: it does."""
         if not hasattr(channel, "_q_for_pri") or not hasattr(channel, "conn_or_acquire"):
             return "the broker is not Redis"
-        if hook := RedisMessages.hooks(channel):
+        # Only now, since without redis-py it cannot be imported.
+        from celery_distsched.redis_messages import RedisMessages
+
+        self._messages = RedisMessages(channel)
+        hook: str | None = self._messages.hooks()
+        if hook:
             return hook
         run_id = channel.client.info("server")["run_id"]
         if (run_id, channel.pool.connection_kwargs["db"]) != self._scheduler.driver.server():
             return "the broker is another Redis, or another database, than the ledger"
         self._run_id = run_id
-        self._publisher = Publisher(self._scheduler, self._node_id, RedisMessages(channel))
+        self._publisher = Publisher(self._scheduler, self._node_id, self._messages)
         return None
 
     def _say(self) -> Iterator[None]:

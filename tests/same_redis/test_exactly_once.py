@@ -16,6 +16,9 @@ from tests.wire import Wire
 
 KILLS = 40
 
+# Whole beats, in real time. One kill after the other at its most unkind moment is in `test_kills`.
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def queue(url: str) -> Queue:
