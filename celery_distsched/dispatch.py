@@ -6,14 +6,15 @@ Nothing is done without trust in the view, and every write is an exact swap: the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, iso, microseconds
-from celery_distsched.drivers.base import Driver, Elsewhere, Push
+from celery_distsched.drivers.base import Driver, Elsewhere
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.errors import LeaseLost, StoreUnavailable
+from celery_distsched.fast_way import FastWay, in_calls
 from celery_distsched.holding import Move, Phase
 from celery_distsched.instants import ask, due, jitter
 from celery_distsched.interrupts import Interrupts
@@ -33,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 #: Entries claimed in one go: about a tenth of a second of sending, which is what a crash may leave unconfirmed.
 _SLICE = 100
+#: The same where what is claimed is sent in slices.
+_LARGE_SLICE = 500
 #: Entries claimed and pushed in one go.
 _FAST_SLICE = 1000
-#: Bytes in one call to the store: it does nothing else meanwhile.
-_CALL_BYTES = 1_000_000
 #: Longest time between two ticks, in seconds: Celery's service sleeps without an ear for anything.
 _LONGEST_SLEEP_S = 0.2
 #: Longest burst of claims within one tick, in seconds.
@@ -58,7 +59,7 @@ class Dispatch:
         *,
         send: Callable[[PlannedEntry, int, int], Outcome],
         probe: Callable[[], bool],
-        same_redis: SameRedis | None = None,
+        fast_way: FastWay | None = None,
         interrupts: Interrupts | None = None,
     ) -> None:
         self.closed = False
@@ -74,10 +75,17 @@ class Dispatch:
         )
         self._send = send
         self._outbox = Outbox(
-            self.ledger, progress, clock, settings, send=self._send_named, probe=probe, may_send=self._may_go_on
+            self.ledger,
+            progress,
+            clock,
+            settings,
+            send=self._send_named,
+            probe=probe,
+            may_send=self._may_go_on,
+            fast_way=fast_way,
         )
         self._interrupts = interrupts or Interrupts()
-        self._same_redis = same_redis
+        self._fast_way = fast_way
         self._slice = min(_SLICE, driver.max_batch)
         self._pool = pool
         self._progress = progress
@@ -101,8 +109,8 @@ class Dispatch:
         self._entries = entries
         self._places = Places.of(entries)
         self._followed = None
-        if self._same_redis is not None:
-            self._same_redis.set_entries(entries)
+        if self._fast_way is not None:
+            self._fast_way.set_entries(entries)
 
     def tick(self) -> float:
         """Do all that can be done now; returns the seconds until there may be more."""
@@ -185,43 +193,51 @@ class Dispatch:
         # A long burst must not keep the rest of the loop waiting: the next tick goes on with it at once.
         until = self._clock.elapsed() + _LONGEST_BURST_S
         while self._outbox.open and self._may_go_on() and self._clock.elapsed() < until:
-            fast = self._same_redis is not None and self._same_redis.ready(self._clock.elapsed())
-            names = self._timetable.pop_due(self._now_us(), _FAST_SLICE if fast else self._slice)
+            same_redis, most = self._way()
+            names = self._timetable.pop_due(self._now_us(), most)
             if not names:
                 return
             claims = {name: move for name in names if (move := self._claim_or_report(name)) is not None}
             try:
-                if fast:
-                    self._enqueue(claims)
+                if same_redis is not None:
+                    self._enqueue(claims, same_redis)
                 # Confirms of the slice before ride on the claims of this one.
-                riding = self.ledger.confirms(max(self._slice - len(claims), 0))
-                self.ledger.swap({**riding, **claims})
+                self.ledger.swap({**self.ledger.confirms(most), **claims})
             finally:
                 for name in names:
                     if name not in self._timetable:
                         self._schedule(name)
             self._outbox.send(claims, self._confirm)
 
-    def _enqueue(self, claims: dict[str, Move]) -> None:
+    def _way(self) -> tuple[SameRedis | None, int]:
+        """Return what claims and pushes in one step, if anything does, and how many entries to claim in one go."""
+        if self._fast_way is None:
+            return None, self._slice
+        now = self._clock.elapsed()
+        same_redis = self._fast_way.same_redis(now)
+        if same_redis is not None:
+            return same_redis, _FAST_SLICE
+        return None, self._slice if self._fast_way.slices(now) is None else _LARGE_SLICE
+
+    def _enqueue(self, claims: dict[str, Move], same_redis: SameRedis) -> None:
         """Claim and push in one step those for which that can be done, and take them out."""
-        if self._same_redis is None:
+        if self._fast_way is None:
             return
-        plain = [name for name, move in claims.items() if move.claimed and not move.taken and not move.dropped]
-        made = self._same_redis.messages([(self._entries[name], claims[name].claimed) for name in plain])
-        fast = {name: messages for name, messages in zip(plain, made, strict=True) if messages is not None}
-        moves = {name: claims.pop(name) for name in fast}
-        for names in _calls(fast):
-            batch = {name: (moves[name].enqueued(), fast[name]) for name in names}
+        plain = {n: move.claimed for n, move in claims.items() if move.claimed and not move.taken and not move.dropped}
+        messages = self._fast_way.messages(plain)
+        moves = {name: claims.pop(name) for name in messages}
+        for names in in_calls(messages, _FAST_SLICE):
+            batch = {name: (moves[name].enqueued(), messages[name]) for name in names}
             try:
-                refused = self.ledger.enqueue(batch, self._same_redis.claim_and_push)
+                refused = self.ledger.enqueue(batch, same_redis.claim_and_push)
             except Elsewhere:
-                self._same_redis.elsewhere()
+                self._fast_way.look_again()
                 return
             for name, (move, _) in batch.items():
                 if name in refused:
-                    self._same_redis.refused(self._entries[name], refused[name])
+                    self._fast_way.avoid(name, refused[name])
                 elif (holding := self.ledger.holdings.get(name)) is not None and holding.record is move.new:
-                    self._same_redis.note(self._entries[name], move.claimed)
+                    self._fast_way.note(name, move.claimed)
 
     def _claim_or_report(self, name: str) -> Move | None:
         try:
@@ -379,17 +395,3 @@ class Dispatch:
         if at_us is None or not self._outbox.open:
             return _LONGEST_SLEEP_S
         return min(max((at_us - self._now_us()) / 1e6, 0.0), _LONGEST_SLEEP_S)
-
-
-def _calls(messages: Mapping[str, Sequence[Push]]) -> Iterator[list[str]]:
-    """Divide entries so that the messages of each part are no more than one call may carry."""
-    names, room = list[str](), _CALL_BYTES
-    for name, pushes in messages.items():
-        size = sum(len(push.text) for push in pushes)
-        if names and (size > room or len(names) == _FAST_SLICE):
-            yield names
-            names, room = [], _CALL_BYTES
-        names.append(name)
-        room -= size
-    if names:
-        yield names

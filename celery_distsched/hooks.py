@@ -52,7 +52,7 @@ def foreign(methods: Iterator[tuple[str, Any, str, ModuleType]]) -> str | None:
 def own(owner: Any, name: str, module: ModuleType) -> bool:
     """Whether what an object, or a class, has by this name was written in this module."""
     found = inspect.getattr_static(owner, name, None)
-    if isinstance(found, (staticmethod, classmethod)):
+    if isinstance(found, (staticmethod, classmethod, MethodType)):
         found = found.__func__
     elif type(found) is property:
         found = found.fget
@@ -90,4 +90,4 @@ class _Made:
     """Holds a function, bound or not, so that it is looked at as an attribute."""
 
     def __init__(self, made: Any) -> None:
-        self.it = made.__func__ if type(made) is MethodType else made
+        self.it = made

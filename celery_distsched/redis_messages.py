@@ -48,8 +48,15 @@ class RedisMessages:
 
     marks: ClassVar[Mapping[str, str]] = new_marks()
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Any, prefix: str = "") -> None:
+        """Keep what is needed.
+
+        Args:
+            channel: The channel.
+            prefix: What the names of lists get in front, where another client than the channel's is to push.
+        """
         self.channel = channel
+        self.prefix = prefix
 
     def hooks(self) -> str | None:
         """Say what is not kombu's own about the channel; None: all is."""
@@ -64,10 +71,10 @@ class RedisMessages:
         channel, caught = self.channel, list[Caught]()
 
         def put(queue: str, message: dict[str, Any], **options: Any) -> None:
-            caught.append(_CaughtPut(channel, queue, message))
+            caught.append(_CaughtPut(self, queue, message))
 
         channel._put = put
-        channel._put_fanout = lambda *args, **options: caught.extend([_CaughtPut(channel, "", {})] * 2)
+        channel._put_fanout = lambda *args, **options: caught.extend([_CaughtPut(self, "", {})] * 2)
         try:
             yield caught
         finally:
@@ -87,8 +94,8 @@ class RedisMessages:
 
 
 class _CaughtPut(Caught):
-    def __init__(self, channel: Any, queue: str, message: dict[str, Any]) -> None:
-        self._channel, self._queue, self._message = channel, queue, message
+    def __init__(self, messages: RedisMessages, queue: str, message: dict[str, Any]) -> None:
+        self._messages, self._queue, self._message = messages, queue, message
         self.headers, self.properties = message.get("headers", {}), message.get("properties", {})
         self.content_type = message.get("content-type")
         self.exchange = self.properties.get("delivery_info", {}).get("exchange", "")
@@ -105,15 +112,15 @@ class _CaughtPut(Caught):
             self.headers[field] = mark
 
     def written(self) -> Push:
-        client = _Client()
+        channel, client = self._messages.channel, _Client()
         # On this object, for this one call: a client that notes what it is told.
-        self._channel.conn_or_acquire = lambda *args, **kwargs: client
+        channel.conn_or_acquire = lambda *args, **kwargs: client
         try:
-            type(self._channel)._put(self._channel, self._queue, self._message)
+            type(channel)._put(channel, self._queue, self._message)
         finally:
-            del self._channel.conn_or_acquire
+            del channel.conn_or_acquire
         ((key, text),) = client.pushed
-        return Push(f"{self._channel.global_keyprefix or ''}{key}", text)
+        return Push(f"{self._messages.prefix}{key}", text)
 
 
 class _Client:

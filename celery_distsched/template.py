@@ -59,6 +59,9 @@ class Messages(Protocol):
     def template(self, marked: Any) -> Template:
         """Make a template of what was written with marks in it."""
 
+    def hooks(self) -> str | None:
+        """Say what is not the libraries' own about the last step; None: all is."""
+
     def catching(self) -> AbstractContextManager[list[Caught]]:
         """Catch what kombu would write, with all that leads up to it done."""
 

@@ -107,7 +107,10 @@ def test_a_store_that_moves_to_another_server_gets_no_messages(
 
 @pytest.mark.parametrize(
     ("broker", "store", "why"),
-    [("memory://", None, "the broker is not Redis"), (None, "memory://kept", "the ledger is not in Redis")],
+    [
+        ("memory://", None, "the broker is neither Redis nor RabbitMQ"),
+        (None, "memory://kept", "the ledger is not in Redis"),
+    ],
 )
 def test_another_kind_of_broker_or_store_is_not_the_same(
     url: str, said: Callable[[], list[str]], broker: str | None, store: str | None, why: str

@@ -18,6 +18,7 @@ from celery_distsched import DistributedScheduler
 from celery_distsched.broker import Outcome
 from celery_distsched.drivers.base import Answer, Claim
 from celery_distsched.entries import PlannedEntry
+from celery_distsched.fast_way import FastWay
 from celery_distsched.same_redis import SameRedis
 
 #: Any moment; its text has microseconds in it, as that of a real one nearly always has.
@@ -42,7 +43,7 @@ class TwoWays:
         app.conf.update(broker_url=url, distsched_url=url, distsched_namespace="two ways", result_expires=None)
         self.app = app
         self.scheduler = DistributedScheduler(app)
-        self.same = SameRedis(self.scheduler, self.scheduler.node_id)
+        self.way = FastWay(self.scheduler, self.scheduler.node_id)
         self.client: Any = redis.Redis.from_url(url)
         self._ends = ExitStack()
         for end in (self.client.close, app.close, self.scheduler.close, self.scheduler.driver.close):
@@ -64,19 +65,21 @@ class TwoWays:
         """Return the entries of the app that can work at all."""
         return self.scheduler._plan()
 
-    def ready(self) -> bool:
-        """Whether the fast way is there at all, looked at anew."""
+    def ready(self) -> SameRedis | None:
+        """Return the fast way, if there is one; looked at anew."""
         self._looks += 60
-        return self.same.ready(self._looks)
+        return self.way.same_redis(self._looks)
 
     def fast(self, planned: PlannedEntry, instant_us: int = INSTANT_US) -> Left | None:
         """Claim and push; None where the entry goes the ordinary way."""
-        assert self.ready(), "there is no fast way"
-        (pushes,) = self.same.messages([(planned, [instant_us])])
+        same = self.ready()
+        assert same is not None, "there is no fast way"
+        self.way.set_entries({planned.name: planned})
+        pushes = self.way.messages({planned.name: [instant_us]}).get(planned.name)
         if pushes is None:
             return None
         claim = Claim(planned.name, None, "pushed", pushes[0].key, tuple(push.text for push in pushes))
-        (answer,) = self.same.claim_and_push([claim], "me#1")
+        (answer,) = same.claim_and_push([claim], "me#1")
         assert answer == Answer(True, "pushed")
         return self._take()
 
