@@ -91,6 +91,7 @@ class Dispatch:
         self._progress = progress
         self._clock = clock
         self._settings = settings
+        self._hand_over_us = microseconds(settings.hand_over_s)
         self._entries: Mapping[str, PlannedEntry] = {}
         self._places = Places.of(())
         self._share: set[str] = set()
@@ -297,7 +298,7 @@ class Dispatch:
         """Whether an entry was away, removed by a deploy, and has come back with the schedule of this node."""
         schedule = self._schedule_epoch
         # What is as young as a hand-over has not been away.
-        return record.last < schedule.since_us - microseconds(self._settings.hand_over_s) and schedule.is_back(name)
+        return record.last < schedule.since_us - self._hand_over_us and schedule.is_back(name)
 
     def _may_take(self, name: str) -> bool:
         planned, holding = self._entries.get(name), self.ledger.holdings.get(name)
@@ -331,7 +332,7 @@ class Dispatch:
             self._yield(name)
             return
         self._yielded.discard(name)
-        if record is not None and record.last > now + microseconds(self._settings.hand_over_s):
+        if record is not None and record.last > now + self._hand_over_us:
             self._report_future(name, record.last)
         if record is None:
             self._timetable.drop(name)
