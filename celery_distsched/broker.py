@@ -29,6 +29,20 @@ class Outcome(Enum):
     REJECTED = "rejected"  #: the broker is well but will not take this message, or not now
     FAILED = "failed"  #: no message could be made of the entry, and trying again would not help
 
+    @property
+    def meaning(self) -> str:
+        """What is said to the user of an attempt that ended like this."""
+        return _MEANING[self]
+
+
+_MEANING = {
+    Outcome.ACCEPTED: "the broker has it",
+    Outcome.REFUSED: "the broker cannot be reached, and this run is sent when it can",
+    Outcome.UNKNOWN: "the broker did not answer",
+    Outcome.REJECTED: "the broker will not take this message; it is tried again, and other entries run meanwhile",
+    Outcome.FAILED: "no message could be made of it",
+}
+
 
 class Broker:
     """One connection of our own, since Celery's has no timeouts and two lives: retries and a pool."""
@@ -36,7 +50,7 @@ class Broker:
     def __init__(self, app: Celery, producer_class: Any, timeout_s: float) -> None:
         self._app = app
         self._producer_class = producer_class
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._connection: Any = None
         self._producer: Any = None
 
@@ -47,7 +61,7 @@ class Broker:
             return
         hosts = len(self._app.connection_for_write().alt) or 1
         connection = self._app.connection_for_write(
-            connect_timeout=self._timeout_s / hosts,
+            connect_timeout=self.timeout_s / hosts,
             # Nobody would send AMQP heartbeats between two runs, and the broker would close the connection for it.
             heartbeat=0,
             transport_options=self._transport_options(),
@@ -63,9 +77,14 @@ class Broker:
         self._connection = connection
         self._producer = self._producer_class(connection, auto_declare=False)
         # py-amqp would wait for ever for a dead peer. Transports that know no timeouts ignore them.
-        bounds = {"timeout": self._timeout_s, "confirm_timeout": self._timeout_s}
+        bounds = {"timeout": self.timeout_s, "confirm_timeout": self.timeout_s}
         publish = self._producer.publish
         self._producer.publish = lambda *args, **kwargs: publish(*args, **{**bounds, **kwargs})
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known; asks nobody."""
+        return self._connection is not None
 
     @property
     def connection(self) -> Any:
@@ -85,13 +104,13 @@ class Broker:
             return {}
         if "redis" in scheme or "sentinel" in scheme:
             return {
-                "socket_timeout": self._timeout_s,
-                "socket_connect_timeout": self._timeout_s,
+                "socket_timeout": self.timeout_s,
+                "socket_connect_timeout": self.timeout_s,
                 # A push whose answer was lost must not be pushed again unseen.
                 "retry_on_timeout": False,
             }
         if "amqp" in scheme:
-            return {"read_timeout": self._timeout_s, "write_timeout": self._timeout_s, "confirm_publish": True}
+            return {"read_timeout": self.timeout_s, "write_timeout": self.timeout_s, "confirm_publish": True}
         return {}
 
     def _notice_closed(self) -> None:
@@ -133,6 +152,9 @@ class Broker:
         if _any(chain, (ConnectionRefusedError, socket.gaierror)):
             return Outcome.REFUSED
         connection = self._connection
+        if any(type(exc).__name__ == "MessageNacked" for exc in chain):
+            # py-amqp's own, and with it in no list of errors: a queue that is full and refuses, say.
+            return Outcome.REJECTED
         lost = (OperationalError, OSError, *(connection.connection_errors if connection else ()))
         # The broker's own "no" to one message: a queue of another kind, a missing exchange, no memory.
         if (

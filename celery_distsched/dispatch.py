@@ -15,6 +15,7 @@ from celery_distsched.clock import Clock, iso, microseconds
 from celery_distsched.drivers.base import Driver, Elsewhere
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.errors import LeaseLost, StoreUnavailable
+from celery_distsched.fast_way import FastWay, in_calls
 from celery_distsched.holding import Move, Phase
 from celery_distsched.instants import ask, due, jitter
 from celery_distsched.interrupts import Interrupts
@@ -34,8 +35,10 @@ logger = logging.getLogger(__name__)
 
 #: Entries claimed in one go: about a tenth of a second of sending, which is what a crash may leave unconfirmed.
 _SLICE = 100
-#: Entries claimed and pushed in one call: about half a megabyte.
-_FAST_SLICE = 500
+#: The same where what is claimed is sent in slices.
+_LARGE_SLICE = 500
+#: Entries claimed and pushed in one go.
+_FAST_SLICE = 1000
 #: Longest time between two ticks, in seconds: Celery's service sleeps without an ear for anything.
 _LONGEST_SLEEP_S = 0.2
 #: Longest burst of claims within one tick, in seconds.
@@ -57,7 +60,7 @@ class Dispatch:
         *,
         send: Callable[[PlannedEntry, int, int], Outcome],
         probe: Callable[[], bool],
-        same_redis: SameRedis | None = None,
+        fast_way: FastWay | None = None,
         interrupts: Interrupts | None = None,
     ) -> None:
         self.closed = False
@@ -73,15 +76,23 @@ class Dispatch:
         )
         self._send = send
         self._outbox = Outbox(
-            self.ledger, progress, clock, settings, send=self._send_named, probe=probe, may_send=self._may_go_on
+            self.ledger,
+            progress,
+            clock,
+            settings,
+            send=self._send_named,
+            probe=probe,
+            may_send=self._may_go_on,
+            fast_way=fast_way,
         )
         self._interrupts = interrupts or Interrupts()
-        self._same_redis = same_redis
+        self._fast_way = fast_way
         self._slice = min(_SLICE, driver.max_batch)
         self._pool = pool
         self._progress = progress
         self._clock = clock
         self._settings = settings
+        self._hand_over_us = microseconds(settings.hand_over_s)
         self._entries: Mapping[str, PlannedEntry] = {}
         self._places = Places.of(())
         self._share: set[str] = set()
@@ -100,6 +111,8 @@ class Dispatch:
         self._entries = entries
         self._places = Places.of(entries)
         self._followed = None
+        if self._fast_way is not None:
+            self._fast_way.set_entries(entries)
 
     def tick(self) -> float:
         """Do all that can be done now; returns the seconds until there may be more."""
@@ -191,47 +204,51 @@ class Dispatch:
         # A long burst must not keep the rest of the loop waiting: the next tick goes on with it at once.
         until = self._clock.elapsed() + _LONGEST_BURST_S
         while self._outbox.open and self._may_go_on() and self._clock.elapsed() < until:
-            fast = self._same_redis is not None and self._same_redis.ready(self._clock.elapsed())
-            names = self._timetable.pop_due(self._now_us(), _FAST_SLICE if fast else self._slice)
+            same_redis, most = self._way()
+            names = self._timetable.pop_due(self._now_us(), most)
             if not names:
                 return
             claims = {name: move for name in names if (move := self._claim_or_report(name)) is not None}
             try:
-                if fast:
-                    self._enqueue(claims)
+                if same_redis is not None:
+                    self._enqueue(claims, same_redis)
                 # Confirms of the slice before ride on the claims of this one.
-                riding = self.ledger.confirms(self._slice - len(claims))
-                self.ledger.swap({**riding, **claims})
+                self.ledger.swap({**self.ledger.confirms(most), **claims})
             finally:
                 for name in names:
                     if name not in self._timetable:
                         self._schedule(name)
             self._outbox.send(claims, self._confirm)
 
-    def _enqueue(self, claims: dict[str, Move]) -> None:
+    def _way(self) -> tuple[SameRedis | None, int]:
+        """Return what claims and pushes in one step, if anything does, and how many entries to claim in one go."""
+        if self._fast_way is None:
+            return None, self._slice
+        now = self._clock.elapsed()
+        same_redis = self._fast_way.same_redis(now)
+        if same_redis is not None:
+            return same_redis, _FAST_SLICE
+        return None, self._slice if self._fast_way.slices(now) is None else _LARGE_SLICE
+
+    def _enqueue(self, claims: dict[str, Move], same_redis: SameRedis) -> None:
         """Claim and push in one step those for which that can be done, and take them out."""
-        if self._same_redis is None:
+        if self._fast_way is None:
             return
-        batch = {}
-        for name, move in claims.items():
-            if move.claimed and not move.taken and not move.dropped:
-                messages = self._same_redis.messages(self._entries[name], move.claimed)
-                if messages:
-                    batch[name] = (move.enqueued(), messages)
-        if not batch:
-            return
-        for name in batch:
-            del claims[name]
-        try:
-            refused = self.ledger.enqueue(batch, self._same_redis.claim_and_push)
-        except Elsewhere:
-            self._same_redis.elsewhere()
-            return
-        for name, (move, _) in batch.items():
-            if name in refused:
-                self._same_redis.refused(self._entries[name], refused[name])
-            elif (holding := self.ledger.holdings.get(name)) is not None and holding.record is move.new:
-                self._same_redis.note(self._entries[name], move.claimed)
+        plain = {n: move.claimed for n, move in claims.items() if move.claimed and not move.taken and not move.dropped}
+        messages = self._fast_way.messages(plain)
+        moves = {name: claims.pop(name) for name in messages}
+        for names in in_calls(messages, _FAST_SLICE):
+            batch = {name: (moves[name].enqueued(), messages[name]) for name in names}
+            try:
+                refused = self.ledger.enqueue(batch, same_redis.claim_and_push)
+            except Elsewhere:
+                self._fast_way.look_again()
+                return
+            for name, (move, _) in batch.items():
+                if name in refused:
+                    self._fast_way.avoid(name, refused[name])
+                elif (holding := self.ledger.holdings.get(name)) is not None and holding.record is move.new:
+                    self._fast_way.note(name, move.claimed)
 
     def _claim_or_report(self, name: str) -> Move | None:
         try:
@@ -291,7 +308,7 @@ class Dispatch:
         """Whether an entry was away, removed by a deploy, and has come back with the schedule of this node."""
         schedule = self._schedule_epoch
         # What is as young as a hand-over has not been away.
-        return record.last < schedule.since_us - microseconds(self._settings.hand_over_s) and schedule.is_back(name)
+        return record.last < schedule.since_us - self._hand_over_us and schedule.is_back(name)
 
     def _may_take(self, name: str) -> bool:
         planned, holding = self._entries.get(name), self.ledger.holdings.get(name)
@@ -325,7 +342,7 @@ class Dispatch:
             self._yield(name)
             return
         self._yielded.discard(name)
-        if record is not None and record.last > now + microseconds(self._settings.hand_over_s):
+        if record is not None and record.last > now + self._hand_over_us:
             self._report_future(name, record.last)
         if record is None:
             self._timetable.drop(name)

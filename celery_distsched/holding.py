@@ -58,7 +58,8 @@ class Move:
 
     def enqueued(self) -> Move:
         """The same without marks of its claims: for a store that pushes their messages in the same step."""
-        return replace(self, new=self.new.without(self.claimed))
+        new = self.new.without(self.claimed)
+        return Move(self.expected, new, self.fenced, self.taken, self.dropped, self.claimed, self.skipped)
 
 
 @dataclass(slots=True)
@@ -79,6 +80,8 @@ class Holding:
 
     def instants(self, phase: Phase) -> tuple[int, ...]:
         """Instants in this phase, oldest first."""
+        if not self.phases:
+            return ()
         return tuple(sorted(at for at, held in self.phases.items() if held is phase))
 
     # What to write next
@@ -128,7 +131,8 @@ class Holding:
             elif gone is not None and gone(mark):
                 (dropped if at_most_once else taken)[at] = mark
         new = base.without(tuple(dropped)).marked((*taken, *claim), me)
-        new = replace(new, last=max([before.last, upto or 0, *claim]), version=version if claim else new.version)
+        last = max([before.last, upto or 0, *claim])
+        new = Record(last, new.open, new.paused, version if claim else new.version)
         if new == before:
             return None
         if not taken and not dropped and not claim and new.last == before.last:

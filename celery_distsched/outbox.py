@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, iso
+from celery_distsched.fast_way import FastWay, in_calls
 from celery_distsched.holding import Holding, Phase
 from celery_distsched.ledger import Ledger
 from celery_distsched.progress import Progress
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_DELAY_S = 0.25
 _LONGEST_DELAY_S = 60.0
+#: Entries whose messages are sent together: well below a tenth of a second, which is what a crash may leave in doubt.
+_LARGEST_SLICE = 500
 
 
 class Backoff:
@@ -49,6 +52,7 @@ class Outbox:
         send: Callable[[str, int, int], Outcome],
         probe: Callable[[], bool],
         may_send: Callable[[], bool],
+        fast_way: FastWay | None = None,
     ) -> None:
         """Keep what is needed.
 
@@ -59,7 +63,8 @@ class Outbox:
             settings: The user's.
             send: Hands (entry, instant, attempt) to the broker, one bounded attempt.
             probe: Whether the broker can be reached, one bounded attempt.
-            may_send: Asked just before each message.
+            may_send: Asked just before each message, or each slice.
+            fast_way: Sends slices where it can.
         """
         #: When the first message was sent that is not confirmed yet; on `Clock.elapsed`.
         self.unconfirmed_since: float | None = None
@@ -70,6 +75,7 @@ class Outbox:
         self._send = send
         self._probe = probe
         self._may_send = may_send
+        self._fast_way = fast_way
         self._down_since: float | None = None
         self._broker_backoff = Backoff(settings.node_ttl / 2)
         self._entry_backoff: dict[str, Backoff] = {}
@@ -91,7 +97,9 @@ class Outbox:
 
     def send(self, names: Iterable[str], flush: Callable[[], None]) -> None:
         """Send what is claimed of these entries, oldest first; `flush` is called when confirms have waited enough."""
-        for name in list(names):
+        names = list(names)
+        self._send_slices(names, flush)
+        for name in names:
             holding = self._ledger.holdings.get(name)
             if holding is None or not self._ledger.free(name):
                 continue
@@ -101,8 +109,40 @@ class Outbox:
                 if name in self._entry_backoff and self._entry_backoff[name].waiting(self._clock.elapsed()):
                     break
                 self._send_one(name, holding, instant)
-            if self.unconfirmed_since is not None and self._clock.elapsed() - self.unconfirmed_since > 0.1:
-                flush()
+            self._flush_in_time(flush)
+
+    def _send_slices(self, names: Iterable[str], flush: Callable[[], None]) -> None:
+        """Send in slices what can be; the rest, and every further attempt, is left to go one by one."""
+        if self._fast_way is None or self._fast_way.slices(self._clock.elapsed()) is None:
+            return
+        firsts = {name: instants for name in names if (instants := self._first_attempts(name))}
+        messages = self._fast_way.messages(firsts)
+        for slice_ in in_calls(messages, _LARGEST_SLICE):
+            if not self.open or not self._may_send():
+                return
+            for name in slice_:
+                holding = self._ledger.holdings[name]
+                # Whoever interrupts from here on must take it that the messages may have left.
+                holding.phases.update(dict.fromkeys(firsts[name], Phase.SENDING))
+                holding.attempts.update(dict.fromkeys(firsts[name], 1))
+            outcomes = self._fast_way.send({name: (firsts[name], messages[name]) for name in slice_})
+            now = self._progress.at = self._clock.elapsed()
+            for name in slice_:
+                for instant, outcome in zip(firsts[name], outcomes[name], strict=True):
+                    self._settle(name, self._ledger.holdings[name], instant, outcome, now)
+            self._flush_in_time(flush)
+
+    def _first_attempts(self, name: str) -> tuple[int, ...]:
+        """The instants of an entry of which nothing has been sent, if it has no others that wait."""
+        holding = self._ledger.holdings.get(name)
+        if holding is None or not self._ledger.free(name) or name in self._entry_backoff:
+            return ()
+        instants = holding.instants(Phase.CLAIMED)
+        return () if any(holding.attempts.get(instant) for instant in instants) else instants
+
+    def _flush_in_time(self, flush: Callable[[], None]) -> None:
+        if self.unconfirmed_since is not None and self._clock.elapsed() - self.unconfirmed_since > 0.1:
+            flush()
 
     def _send_one(self, name: str, holding: Holding, instant: int) -> None:
         attempt = holding.attempts.get(instant, 0) + 1
@@ -112,6 +152,10 @@ class Outbox:
         holding.phases[instant], holding.attempts[instant] = Phase.SENDING, attempt
         outcome = self._send(name, instant, attempt)
         now = self._progress.at = self._clock.elapsed()
+        self._settle(name, holding, instant, outcome, now)
+
+    def _settle(self, name: str, holding: Holding, instant: int, outcome: Outcome, now: float) -> None:
+        """Note what became of an attempt."""
         self._ledger.counts[outcome.value] += 1
         if outcome in (Outcome.ACCEPTED, Outcome.FAILED):
             holding.phases[instant] = Phase.DONE
@@ -124,7 +168,7 @@ class Outbox:
             return
         if outcome is Outcome.REFUSED:
             # Nothing has left: the next attempt is the first.
-            holding.attempts[instant] = attempt - 1
+            holding.attempts[instant] -= 1
         elif self._settings.at_most_once:
             self._ledger.possibly_lost(name, instant, "the broker did not answer")
             holding.phases[instant] = Phase.DONE

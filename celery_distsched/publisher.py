@@ -1,314 +1,319 @@
-"""The fast way to a Redis broker: what `apply_async` makes, from a template, to be pushed by the call that claims it.
+"""Messages from templates: what `apply_async` makes, byte for byte, at a tenth of the price.
 
-`apply_async` takes a quarter of a millisecond to make a message of which only ids, times and a few headers are new. So
-it makes the first message of each kind, kombu's push of it is caught on its last step, and the others are cut from the
-same cloth. A template that does not reproduce the very text that it was made from is not used.
+`apply_async` takes a quarter of a millisecond to make a message of which only ids, times, name and arguments are new.
+So it makes two of each kind, kombu's writing of them is caught on its last step, and the others are cut from the same
+cloth. One of the two has marks where the scheduler hands in values, which shows where they end up; the other is real,
+and a template that does not reproduce it is not used.
 
-Whoever hooks into the sending is not passed by: with a receiver of a publish signal, a task class with an `apply_async`
-of its own, a patched method, lazy arguments, or anything else that is not known here, an entry goes the ordinary way.
-`distsched_fast_publish = False` sends all of them that way: the messages are the same, and slower.
+What is the same for all messages of a kind, and what the two cannot show, is not guessed: such an entry goes the
+ordinary way, as do those that somebody hooks into.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import logging
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
-from functools import cached_property
-from types import ModuleType
+import marshal
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
-from uuid import uuid4
 
-import celery.app.amqp
-import celery.app.base
 import celery.app.routes
 import celery.app.task
-import celery.beat
-import kombu.messaging
-from celery import Celery, signals
-from celery.beat import BeatLazyFunc, Scheduler
+import celery.utils.time
+from celery.app.defaults import NAMESPACES
+from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler
 from celery.utils.saferepr import saferepr
 from celery.utils.time import maybe_make_aware
-from kombu.utils.json import dumps
+from kombu.serialization import dumps
 
 from celery_distsched.clock import iso
-from celery_distsched.drivers.base import Push
 from celery_distsched.entries import PlannedEntry
-from celery_distsched.message import message_entry, task_id
+from celery_distsched.hooks import own
+from celery_distsched.message import TaskIds, message_entry
+from celery_distsched.template import Caught, Messages, OrdinaryWay, Template
 
 logger = logging.getLogger(__name__)
 
-_FIELDS = ("task_id", "delivery_tag", "scheduled_at", "name", "expires", "body", "argsrepr", "kwargsrepr")
-# What stands in a template's text where a message's own value goes. Free of anything that JSON would write differently.
-_MARKS = {field: f"<{field} {uuid4()}>" for field in _FIELDS}
-_CUT = re.compile("(" + "|".join(map(re.escape, _MARKS.values())) + ")")
-_FIELD_OF = {mark: field for field, mark in _MARKS.items()}
+#: Templates kept: some megabytes. Entries beyond, each of a kind of its own, go the ordinary way.
+_MOST_KINDS = 2000
 
 
-class OrdinaryWay(Exception):
-    """This entry is sent by `apply_async`; the text says why."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """One kind of message: the text between the values, and which value comes where."""
-
-    key: str
-    parts: tuple[str, ...]
-    fields: tuple[str, ...]
-    expires_s: float | None
-
-    def text(self, values: Mapping[str, str]) -> str:
-        """Put a message's values in, each as it stands inside a JSON string."""
-        pieces = [self.parts[0]]
-        for field, part in zip(self.fields, self.parts[1:], strict=True):
-            pieces += (values[field], part)
-        return "".join(pieces)
-
-
-@dataclass(frozen=True)
+@dataclass
 class Kind:
-    """A template, and what makes an entry's own part of it."""
+    """A template, and what is needed to make an entry's own part of it."""
 
     template: Template
-    #: What follows arguments in a JSON body: callbacks and the like; None: the body is the template's.
-    embed: str | None
-    repr_length: int
-
-    def own(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, str]:
-        """What these arguments put into the template."""
-        if self.embed is None:
-            return {}
-        return self._own(args, kwargs) if args or kwargs else self._without_arguments
-
-    @cached_property
-    def _without_arguments(self) -> Mapping[str, str]:
-        return self._own((), {})
-
-    def _own(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, str]:
-        # Celery shows no arguments as a tuple, and some as the list that beat makes of them.
-        shown = list(args) or ()
-        body = f"[{_json(shown)}, {_json(kwargs)}, {self.embed}"
-        return {
-            "body": base64.b64encode(body.encode()).decode(),
-            "argsrepr": _inside(saferepr(shown, self.repr_length)),
-            "kwargsrepr": _inside(saferepr(kwargs, self.repr_length)),
-        }
+    expires_s: float | None
+    #: What follows arguments in a body: callbacks and the like.
+    embed: Any
+    serializer: str | None
+    #: Those of body, argsrepr and kwargsrepr that come of the arguments; the template has the others.
+    from_arguments: tuple[str, ...]
+    #: What they are where there are no arguments; empty until somebody asks.
+    without_arguments: dict[str, Any] = field(default_factory=dict)
 
 
 class Publisher:
     """Makes the messages of those entries that nobody hooks into."""
 
-    def __init__(
-        self, app: Celery, namespace: str, node: str, capture: Callable[[Any], tuple[Any, str, dict[str, Any]]]
-    ):
+    def __init__(self, scheduler: Any, node: str, messages: Messages) -> None:
         """Keep what is needed.
 
         Args:
-            app: The app.
-            namespace: Part of each task id.
+            scheduler: The scheduler, for its app, its settings and its way to `apply_async`.
             node: The node id, for the headers.
-            capture: Sends an entry by `apply_async` but for the last step; returns the channel, the queue, the payload.
+            messages: How the broker's connection of now writes messages; another one needs another publisher.
         """
-        self._app = app
-        self._namespace = namespace
+        self._scheduler = scheduler
+        self._app = scheduler.app
+        self._namespace = scheduler.settings.namespace
         self._node = node
-        self._capture = capture
-        self._kinds: dict[Any, Kind] = {}
-        #: Entry → its kind and its own values; or why it goes the ordinary way.
-        self._ways: dict[str, tuple[PlannedEntry, Kind, Mapping[str, str]] | tuple[PlannedEntry, str]] = {}
-
-    def forget(self) -> None:
-        """Make all templates anew: the broker connection or the schedule is another one."""
-        self._kinds.clear()
-        self._ways.clear()
+        self._task_ids = TaskIds(self._namespace)
+        self._messages = messages
+        self._kinds: dict[Any, Kind | str] = {}
+        #: Entry → how it goes: its kind and the values that are the same at each run; or why not this way.
+        self._ways: dict[str, tuple[PlannedEntry, Kind | None, Any]] = {}
 
     def avoid(self, planned: PlannedEntry, why: str) -> None:
         """Send this entry the ordinary way from now on."""
-        self._ways[planned.name] = (planned, why)
+        self._ways[planned.name] = (planned, None, why)
         logger.debug("entry %r goes the ordinary way: %s", planned.name, why)
 
-    def message(self, planned: PlannedEntry, instant_us: int) -> Push | None:
-        """Return the message of one occurrence; None: it goes the ordinary way."""
-        way = self._ways.get(planned.name)
-        if way is None or way[0] is not planned:
-            way = self._way(planned)
-        if len(way) == 2:
-            return None
-        _, kind, own = way
-        template = kind.template
-        values = {
-            **own,
-            "name": _inside(planned.name),
-            "task_id": task_id(self._namespace, planned.name, instant_us),
-            "delivery_tag": str(uuid4()),
-            "scheduled_at": iso(instant_us),
-        }
-        if template.expires_s is not None:
-            values["expires"] = self._expires(template.expires_s)
-        return Push(template.key, template.text(values))
+    def why_not(self, planned: PlannedEntry) -> str | None:
+        """Say why an entry goes the ordinary way; None: it does not."""
+        _, kind, why = self._way(planned)
+        return why if kind is None else None
 
-    def _way(self, planned: PlannedEntry) -> tuple[PlannedEntry, Kind, Mapping[str, str]] | tuple[PlannedEntry, str]:
+    def messages(self, due: Sequence[tuple[PlannedEntry, Sequence[int]]]) -> list[list[Any] | None]:
+        """Return the messages of each entry's instants; None for an entry that goes the ordinary way."""
+        made: list[list[Any] | None] = []
+        # One moment for all: they are sent together.
+        expiries: dict[float, Any] = {}
+        tags = _random_ids(sum(len(instants) for _, instants in due))
+        for planned, instants in due:
+            _, kind, common = self._way(planned)
+            if kind is None:
+                made.append(None)
+                continue
+            values = {**common, "name": self._messages.encoded("name", planned.name)}
+            expires_s, fill, task_id_of = kind.expires_s, kind.template.fill, self._task_ids.of(planned.name)
+            if expires_s is not None:
+                if expires_s not in expiries:
+                    expiries[expires_s] = self._messages.encoded("expires", self._expires(expires_s))
+                values["expires"] = expiries[expires_s]
+            pushes = []
+            for instant in instants:
+                values["task_id"] = task_id_of(instant)
+                values["scheduled_at"] = iso(instant)
+                values["delivery_tag"] = next(tags)
+                pushes.append(fill(values))
+            made.append(pushes)
+        return made
+
+    # Which way
+
+    def _way(self, planned: PlannedEntry) -> tuple[PlannedEntry, Kind | None, Any]:
+        way = self._ways.get(planned.name)
+        if way is not None and way[0] is planned:
+            return way
         try:
-            kind, own = self._kind_of(planned)
+            kind = self._kind_of(planned)
+            common = self._common(kind, planned.entry)
         except OrdinaryWay as why:
             self.avoid(planned, str(why))
         except Exception as exc:  # noqa: BLE001  (whatever is wrong with it, the ordinary way reports it)
             self.avoid(planned, repr(exc))
         else:
-            self._ways[planned.name] = (planned, kind, own)
-            logger.debug("entry %r goes the fast way, to %s", planned.name, kind.template.key)
+            self._ways[planned.name] = (planned, kind, common)
+            logger.debug("entry %r goes the fast way", planned.name)
         return self._ways[planned.name]
 
-    def _kind_of(self, planned: PlannedEntry) -> tuple[Kind, Mapping[str, str]]:
+    def _common(self, kind: Kind, entry: ScheduleEntry) -> Mapping[str, Any]:
+        """Return the values that are the same at each of an entry's runs, as they are written."""
+        if not entry.args and not entry.kwargs and kind.without_arguments:
+            return kind.without_arguments
+        values = self._from_arguments(kind, entry)
+        common = {name: self._messages.encoded(name, values[name]) for name in kind.from_arguments}
+        if not entry.args and not entry.kwargs:
+            # Of these there may be many.
+            kind.without_arguments.update(common)
+        return common
+
+    def _kind_of(self, planned: PlannedEntry) -> Kind:
         entry = planned.entry
-        args, kwargs = entry.args or (), entry.kwargs or {}
-        if (args or kwargs) and any(isinstance(value, BeatLazyFunc) for value in (*args, *kwargs.values())):
+        if type(entry) is not ScheduleEntry:
+            raise OrdinaryWay(f"it is of a class of its own, {type(entry).__name__}")
+        if any(isinstance(value, BeatLazyFunc) for value in (*(entry.args or ()), *(entry.kwargs or {}).values())):
             raise OrdinaryWay("its arguments are made at each run")
-        task = self._app.tasks.get(entry.task)
-        if task is not None:
-            if not _is_of(type(task).apply_async, celery.app.task) or "apply_async" in vars(task):
-                raise OrdinaryWay("its task has an apply_async of its own")
-            if task.typing:
-                task.__header__(*args, **kwargs)
-        key = self._kind_key(planned, task)
+        self._check_task(entry)
+        if self._app.conf.task_protocol != 2:
+            raise OrdinaryWay(f"messages are of protocol {self._app.conf.task_protocol}")
+        if not all(type(route) is celery.app.routes.MapRoute for route in self._app.amqp.router.routes or ()):
+            raise OrdinaryWay("a router is asked for each message")
+        try:
+            # Equal texts for equal options, down to types and order; and no text for what may change behind our back.
+            key: Any = (entry.task, marshal.dumps(entry.options or {}, 0))
+        except ValueError:
+            key = planned.name
         kind = self._kinds.get(key)
         if kind is None:
-            kind = self._kinds[key] = self._new_kind(planned, alone=key == planned.name)
-        return kind, kind.own(args, kwargs)
+            if len(self._kinds) >= _MOST_KINDS:
+                raise OrdinaryWay(f"there are more than {_MOST_KINDS} kinds of messages")
+            try:
+                kind = self._new_kind(planned, alone=key == planned.name)
+            except OrdinaryWay as why:
+                kind = str(why)
+            self._kinds[key] = kind
+        if isinstance(kind, str):
+            raise OrdinaryWay(kind)
+        return kind
 
-    def _kind_key(self, planned: PlannedEntry, task: Any) -> Any:
-        """What entries of one kind have in common; the name, where an entry is a kind of its own."""
-        routes = self._app.amqp.router.routes
-        by_arguments = any(not isinstance(route, celery.app.routes.MapRoute) for route in routes or ())
-        shadowed = task is not None and not _is_of(type(task).shadow_name, celery.app.task)
-        options = planned.entry.options
-        if by_arguments or shadowed or "argsrepr" in options or "kwargsrepr" in options:
-            return planned.name
-        if not options:
-            return (planned.entry.task,)
-        try:
-            return planned.entry.task, json.dumps(options, sort_keys=True)
-        except (TypeError, ValueError):
-            return planned.name
+    def _check_task(self, entry: ScheduleEntry) -> None:
+        task = self._app.tasks.get(entry.task)
+        if task is None:
+            return
+        for name in ("apply_async", "shadow_name", "_get_exec_options"):
+            if not own(task, name, celery.app.task):
+                raise OrdinaryWay(f"its task has {_an(name)} of its own")
+        if task._get_app() is not self._app or task.__v2_compat__:
+            raise OrdinaryWay("its task is of another app")
+        if getattr(task, "_dump_pydantic_arguments", None) is not None:
+            raise OrdinaryWay("its arguments are models that are dumped at each run")
+        if task.soft_time_limit and task.time_limit and task.soft_time_limit > task.time_limit:
+            raise OrdinaryWay("its time limits contradict each other")
+        if task.typing:
+            task.__header__(*(entry.args or ()), **(entry.kwargs or {}))
+
+    # A new kind
 
     def _new_kind(self, planned: PlannedEntry, *, alone: bool) -> Kind:
-        instant = 0
-        entry = message_entry(planned.entry, instant, 1, namespace=self._namespace, node=self._node)
-        if "task_id" in (planned.entry.options or {}):
+        marks = self._messages.marks
+        entry, instant = planned.entry, 0
+        if "task_id" in (entry.options or {}):
             raise OrdinaryWay("it has a task id of its own")
-        channel, queue, payload = self._capture(entry)
-        if queue in (getattr(channel, "_expires", None) or {}):
-            raise OrdinaryWay(f"the queue {queue!r} expires")
-        headers, properties = payload["headers"], payload["properties"]
-        original = _json(payload)
-        if headers["eta"] is not None:
-            raise OrdinaryWay("it has a countdown or eta")
-        expires_s = self._expires_s(planned, headers)
-        embed = None if alone else _embed(payload, entry)
-        values = {
-            "task_id": headers["id"],
-            "delivery_tag": properties["delivery_tag"],
-            "scheduled_at": headers["scheduled_at"],
-            "name": _inside(planned.name),
-            "expires": headers["expires"] or "",
-            "body": payload["body"],
-            "argsrepr": _inside(headers["argsrepr"] or ""),
-            "kwargsrepr": _inside(headers["kwargsrepr"] or ""),
-        }
-        headers.update(id=_MARKS["task_id"], scheduled_at=_MARKS["scheduled_at"], periodic_task_name=_MARKS["name"])
-        properties.update(delivery_tag=_MARKS["delivery_tag"])
-        for place, name in ((headers, "root_id"), (properties, "correlation_id")):
-            if place.get(name) == values["task_id"]:
-                place[name] = _MARKS["task_id"]
-        if expires_s is not None:
-            headers["expires"] = _MARKS["expires"]
-        if embed is not None:
-            payload["body"] = _MARKS["body"]
-            headers.update(argsrepr=_MARKS["argsrepr"], kwargsrepr=_MARKS["kwargsrepr"])
-        parts = _CUT.split(_json(payload))
-        key = f"{channel.global_keyprefix or ''}{channel._q_for_pri(queue, properties.get('priority') or 0)}"
-        template = Template(key, tuple(parts[::2]), tuple(_FIELD_OF[mark] for mark in parts[1::2]), expires_s)
-        if template.text(values) != original:
-            raise OrdinaryWay("its message does not follow the pattern")
-        return Kind(template, embed, self._app.amqp.argsrepr_maxsize)
+        real_entry = message_entry(entry, instant, 1, namespace=self._namespace, node=self._node)
+        marked_entry = message_entry(entry, instant, 1, namespace=self._namespace, node=self._node)
+        marked_entry.options["task_id"] = marks["task_id"]
+        marked_entry.options["headers"].update(periodic_task_name=marks["name"], scheduled_at=marks["scheduled_at"])
 
-    def _expires_s(self, planned: PlannedEntry, headers: Mapping[str, Any]) -> float | None:
-        if headers["expires"] is None:
+        before = self._app.now()
+        real, body, serializer = self._catch(real_entry)
+        self._check(real)
+        expires_s = self._expires_s(entry, real.headers["expires"], before)
+        kind = Kind(None, expires_s, body[2], serializer, ())  # type: ignore[arg-type]
+        from_arguments = () if alone else ("body", *self._shown_as_computed(entry))
+        computed = self._from_arguments(kind, entry)
+        generated = real.generated()
+        values = {
+            "task_id": real_entry.options["task_id"],
+            "scheduled_at": iso(instant),
+            "delivery_tag": generated.get("delivery_tag"),
+            "name": self._messages.encoded("name", planned.name),
+            "expires": self._messages.encoded("expires", generated["expires"]),
+            **{name: self._messages.encoded(name, computed[name]) for name in from_arguments},
+        }
+
+        marked, _, _ = self._catch(marked_entry)
+        for name in (*from_arguments, *(name for name, value in generated.items() if value)):
+            marked.mark(name, marks[name])
+        template = self._messages.template(marked.written())
+        if template.fill(values) != real.written():
+            raise OrdinaryWay("its message does not follow the pattern")
+        return Kind(template, expires_s, body[2], serializer, from_arguments)
+
+    def _catch(self, entry: ScheduleEntry) -> tuple[Caught, Any, str | None]:
+        """Send an entry by `apply_async` but for the last step; also returns its body and serializer."""
+        producer = self._scheduler.broker.producer
+        prepare, prepared = producer._prepare, []
+
+        def noted(body: Any, serializer: Any = None, *args: Any, **kwargs: Any) -> Any:
+            prepared.append((body, serializer or producer.serializer))
+            return prepare(body, serializer, *args, **kwargs)
+
+        producer._prepare = noted
+        try:
+            with self._messages.catching() as caught:
+                Scheduler.apply_async(self._scheduler, entry, producer=producer, advance=False)
+        finally:
+            del producer._prepare
+        if len(caught) != 1 or len(prepared) != 1:
+            raise OrdinaryWay("its message does not go to one queue")
+        return (caught[0], *prepared[0])
+
+    def _check(self, caught: Caught) -> None:
+        if caught.exchange:
+            # The queues that are bound to it may be others at each message.
+            raise OrdinaryWay(f"it goes through the exchange {caught.exchange!r}")
+        if "compression" in caught.headers:
+            raise OrdinaryWay("it is compressed")
+        if caught.content_type != "application/json":
+            raise OrdinaryWay(f"its body is {caught.content_type}")
+        if caught.headers["eta"] is not None:
+            raise OrdinaryWay("it has a countdown or eta")
+
+    def _from_arguments(self, kind: Kind, entry: ScheduleEntry) -> dict[str, Any]:
+        """What Celery and kombu make of an entry's arguments."""
+        # Celery shows no arguments as a tuple, and some as the list that beat makes of them.
+        args, kwargs = list(entry.args or ()) or (), dict(entry.kwargs or {})
+        amqp, depth = self._app.amqp, {}
+        if "repr_maxlevels" in NAMESPACES["task"]:
+            depth = {"maxlevels": self._app.conf.task_repr_maxlevels}
+        _, _, body = dumps((args, kwargs, kind.embed), serializer=kind.serializer)  # type: ignore[no-untyped-call]
+        return {
+            "body": body,
+            "argsrepr": saferepr(args, amqp.argsrepr_maxsize, **depth),
+            "kwargsrepr": saferepr(kwargs, amqp.kwargsrepr_maxsize, **depth),
+        }
+
+    def _shown_as_computed(self, entry: ScheduleEntry) -> list[str]:
+        """Return which of the two ways to show arguments nothing but the arguments decides."""
+        given = [entry.options or {}]
+        for routes in self._app.amqp.router.routes or ():
+            for route in (*routes.map.values(), *routes.patterns.values()):
+                if not isinstance(route, str):
+                    given.append(dict(route))
+        given += [headers for one in given if (headers := one.get("headers"))]
+        return [name for name in ("argsrepr", "kwargsrepr") if not any(name in one for one in given)]
+
+    # Expiry
+
+    def _expires_s(self, entry: ScheduleEntry, expires: str | None, before: datetime) -> float | None:
+        """Seconds from sending to expiry, where that is what is given."""
+        if expires is None:
             return None
-        task = self._app.tasks.get(planned.entry.task)
-        expires = planned.entry.options.get("expires", getattr(task, "expires", None))
-        if isinstance(expires, bool) or not isinstance(expires, (int, float)):
+        task = self._app.tasks.get(entry.task)
+        expires_s = (entry.options or {}).get("expires", getattr(task, "expires", None))
+        if isinstance(expires_s, bool) or not isinstance(expires_s, (int, float)) or expires_s < 0:
             raise OrdinaryWay("it expires at a date")
-        return float(expires)
+        # A route, or whatever else, may have had the last word.
+        earliest, latest = (self._expiry(now, expires_s).timestamp() for now in (before, self._app.now()))
+        if not earliest - 0.001 <= datetime.fromisoformat(expires).timestamp() <= latest + 0.001:
+            raise OrdinaryWay("it expires at a date")
+        return float(expires_s)
 
     def _expires(self, expires_s: float) -> str:
-        when = maybe_make_aware(self._app.now() + timedelta(seconds=expires_s), tz=self._app.timezone)
-        return str(when.isoformat())
+        return self._expiry(self._app.now(), expires_s).isoformat()
+
+    def _expiry(self, now: datetime, expires_s: float) -> datetime:
+        aware: datetime = maybe_make_aware(_later(now, expires_s), tz=self._app.timezone)
+        return aware
 
 
-def _embed(payload: Mapping[str, Any], entry: Any) -> str | None:
-    """What follows the arguments in the body; raises `OrdinaryWay` where the body is not JSON in base64."""
-    if payload["content-type"] != "application/json" or payload["properties"].get("body_encoding") != "base64":
-        raise OrdinaryWay(f"its body is {payload['content-type']}, {payload['properties'].get('body_encoding')}")
-    body = base64.b64decode(payload["body"]).decode()
-    begins = f"[{_json(list(entry.args or ()))}, {_json(entry.kwargs or {})}, "
-    if not body.startswith(begins):
-        raise OrdinaryWay("its body does not follow the pattern")
-    return body.removeprefix(begins)
+def _an(name: str) -> str:
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
-def _json(value: Any) -> str:
-    return str(dumps(value))  # type: ignore[no-untyped-call]
+#: Since Celery 5.7 a moment is moved by elapsed time; before, by the clock on the wall.
+_later = getattr(celery.utils.time, "add_seconds_to_datetime", None) or (
+    lambda now, seconds: now + celery.utils.time.timedelta(seconds=seconds)
+)
 
 
-def _inside(text: str) -> str:
-    """A text as it stands between the quotes of a JSON string."""
-    return _json(text)[1:-1]
-
-
-def hooks(scheduler: Any) -> str | None:
-    """Say who hooks into the sending of every entry; None: nobody."""
-    app = scheduler.app
-    for name in ("before_task_publish", "after_task_publish"):
-        if getattr(signals, name).receivers:
-            return f"somebody listens to {name}"
-    if app.conf.task_send_sent_event:
-        return "task_send_sent_event is on"
-    if app.conf.task_always_eager:
-        return "task_always_eager is on"
-    patched = next((what for what, method, module in _METHODS(app) if not _is_of(method, module)), None)
-    return f"{patched} is not Celery's own" if patched else None
-
-
-def _METHODS(app: Celery) -> Iterator[tuple[str, Any, ModuleType]]:  # noqa: N802
-    yield "Scheduler.apply_entry", Scheduler.apply_entry, celery.beat
-    yield "Scheduler.apply_async", Scheduler.apply_async, celery.beat
-    yield "Scheduler.send_task", Scheduler.send_task, celery.beat
-    yield "app.send_task", app.send_task, celery.app.base
-    yield "Task.apply_async", celery.app.task.Task.apply_async, celery.app.task
-    yield "app.amqp", type(app.amqp).as_task_v2, celery.app.amqp
-    yield "Producer.publish", kombu.messaging.Producer.publish, kombu.messaging
-
-
-def _is_of(method: Any, module: ModuleType) -> bool:
-    """Whether a function was written in this module: a patch is not, whatever name it gives itself."""
-    code = getattr(getattr(method, "__func__", method), "__code__", None)
-    return code is not None and code.co_filename == module.__file__
-
-
-@contextmanager
-def caught_put(channel: Any) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """Catch what kombu would push on this channel, with all that leads up to it done."""
-    caught: list[tuple[str, dict[str, Any]]] = []
-    channel._put = lambda queue, message, **options: caught.append((queue, message))
-    channel._put_fanout = lambda *args, **options: caught.append(("", {}))
-    try:
-        yield caught
-    finally:
-        del channel._put, channel._put_fanout
+def _random_ids(count: int) -> Any:
+    """As many UUIDs (version 4), for the price of one call."""
+    digits = os.urandom(16 * count).hex()
+    for at in range(0, 32 * count, 32):
+        one = digits[at : at + 32]
+        yield f"{one[:8]}-{one[8:12]}-4{one[13:16]}-{'89ab'[int(one[16], 16) & 3]}{one[17:20]}-{one[20:]}"

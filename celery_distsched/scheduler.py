@@ -23,11 +23,11 @@ from celery_distsched.dispatch import Dispatch
 from celery_distsched.drivers import open_driver
 from celery_distsched.entries import PlannedEntry, make_entry, plan
 from celery_distsched.errors import ConfigError
+from celery_distsched.fast_way import FastWay
 from celery_distsched.heartbeat import Heartbeat
 from celery_distsched.message import message_entry
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
-from celery_distsched.same_redis import SameRedis
 from celery_distsched.schedule import NoticedSchedule
 from celery_distsched.settings import Settings, broker_identity
 
@@ -181,7 +181,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             if self._outcome is Outcome.FAILED:
                 # Celery's `apply_entry` logs it, with the traceback.
                 raise
-            logger.error("entry %r: %s: %s", entry.name, _MEANING[self._outcome], exc)  # noqa: TRY400
+            logger.error("entry %r: %s: %s", entry.name, self._outcome.meaning, exc)  # noqa: TRY400
             return None
         self._outcome = Outcome.ACCEPTED
         return result
@@ -190,7 +190,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         try:
             producer = self.broker.producer
         except Exception as exc:  # noqa: BLE001  (each transport has errors of its own)
-            logger.error("entry %r: %s: %s", planned.name, _MEANING[Outcome.REFUSED], exc)  # noqa: TRY400
+            logger.error("entry %r: %s: %s", planned.name, Outcome.REFUSED.meaning, exc)  # noqa: TRY400
             return Outcome.REFUSED
         entry = message_entry(planned.entry, instant, attempt, namespace=self.settings.namespace, node=self.node_id)
         self._outcome, self._sending = None, True
@@ -284,7 +284,7 @@ class _Node:
             settings,
             send=scheduler._send,
             probe=scheduler._probe,
-            same_redis=SameRedis(scheduler, self.pool.node_id),
+            fast_way=FastWay(scheduler, self.pool.node_id),
         )
         cluster = f"app {scheduler.app.main!r} on {broker_identity(scheduler.app)}"
         self.heartbeat = Heartbeat(scheduler.driver, self.pool, clock, progress, host=host, cluster=cluster)
@@ -297,10 +297,3 @@ class _Node:
         self.heartbeat.names = tuple(planned)
         self.heartbeat.digest = blake2b(versions.encode(), digest_size=16).hexdigest()
         self.dispatch.set_entries(planned)
-
-
-_MEANING = {
-    Outcome.REFUSED: "the broker cannot be reached, and this run is sent when it can",
-    Outcome.UNKNOWN: "the broker did not answer",
-    Outcome.REJECTED: "the broker will not take this message; it is tried again, and other entries run meanwhile",
-}

@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from celery_distsched.drivers.redis_options import SENTINEL_OPTIONS, TLS_OPTIONS, database
+from celery_distsched.drivers.redis_packer import packer
 from celery_distsched.drivers.redis_place import Address, FoundConnection, FoundTlsConnection, Sentinels, Shards
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import ConfigError
@@ -73,7 +74,8 @@ def new_client(url: StoreUrl, options: Mapping[str, Any], timeout_s: float, key:
 
 
 def _client(connection: Any, **settings: Any) -> redis.Redis:
-    return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=connection, **settings))
+    pool = redis.ConnectionPool(connection_class=connection, command_packer=packer(), **settings)
+    return redis.Redis(connection_pool=pool)
 
 
 def _sentinels(url: StoreUrl, options: Mapping[str, Any], timeout_s: float) -> Sentinels:

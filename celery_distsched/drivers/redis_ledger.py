@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any, ClassVar
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError
 
 from celery_distsched.drivers.base import Answer, Claim, Driver, Elsewhere, PushRefused, Swap
 from celery_distsched.drivers.parts import Strangers, part
@@ -140,6 +140,8 @@ class RedisDriver(Driver):
     def claim_and_push(self, claims: Sequence[Claim], fence: str, run_id: str) -> list[Answer | PushRefused]:
         """Swap and push in one step for each claim, if the broker's server, `run_id`, is this one.
 
+        At most 1000 claims and 4000 messages. Of one list's claims that are won either all are made or none is.
+
         Raises:
             Elsewhere: It is another; nothing was done.
             LeaseLost: The fence is not there; nothing was done.
@@ -148,23 +150,33 @@ class RedisDriver(Driver):
         if run_id != self.incarnation:
             # Not the server that was joined: what it has of the ledger may be an old copy.
             raise Elsewhere
-        lists = sorted({claim.list_key for claim in claims})
-        # Behind the ledger and the fence.
-        number = {key: at for at, key in enumerate(lists, start=3)}
-        arguments: list[str | int] = [fence, run_id]
-        for key, expected, new, list_key, messages in claims:
-            known = "" if expected is None else f"={expected}"
-            arguments += (key, known, new, number[list_key], len(messages), *messages)
+        of_list: dict[str, list[int]] = {}
+        for at, claim in enumerate(claims):
+            of_list.setdefault(claim.list_key, []).append(at)
+        order = [at for ats in of_list.values() for at in ats]
+        arguments: list[str | int] = [fence, run_id, len(claims), *(claims[at].key for at in order)]
+        for at in order:
+            _, expected, new, _, messages = claims[at]
+            arguments += ("" if expected is None else f"={expected}", new, len(messages))
+        arguments += map(len, of_list.values())
+        for at in order:
+            arguments += claims[at].messages
         with self._connected() as client:
-            keys = [self._ledger, self._fence_key(fence), *lists]
-            not_made = self.push_script.run(client, keys, *arguments)
+            try:
+                keys = [self._ledger, self._fence_key(fence), *of_list]
+                not_made = self.push_script.run(client, keys, *arguments)
+            except NoPermissionError as exc:
+                # Judged before anything is done; and which list it was that this user may not push to, it does not say.
+                if len(of_list) == 1:
+                    return [PushRefused(f"the store's user may not push to {claims[0].list_key}: {exc}")] * len(claims)
+                return self._one_list_at_a_time(claims, of_list.values(), fence, run_id)
         if not_made is None:
             raise LeaseLost(f"{fence} is not a member any more")
         if not_made == "elsewhere":
             raise Elsewhere
         answers: list[Answer | PushRefused] = [Answer(True, claim.new) for claim in claims]
-        for at, why, what in not_made:
-            answers[at] = Answer(False, what) if why == "lost" else PushRefused(what)
+        for number, why, what in not_made:
+            answers[order[number]] = Answer(False, what) if why == "lost" else PushRefused(what)
         return answers
 
     def warnings(self) -> list[str]:
@@ -178,6 +190,14 @@ class RedisDriver(Driver):
             f"{self.url.masked} evicts keys when it is full (maxmemory-policy {policy}), the ledger too, and forgets"
             " then what has run: set maxmemory-policy to noeviction, or give the schedule a Redis of its own"
         ]
+
+    def _one_list_at_a_time(
+        self, claims: Sequence[Claim], lists: Iterable[Sequence[int]], fence: str, run_id: str
+    ) -> list[Answer | PushRefused]:
+        answers: dict[int, Answer | PushRefused] = {}
+        for ats in lists:
+            answers.update(zip(ats, self.claim_and_push([claims[at] for at in ats], fence, run_id), strict=True))
+        return [answers[at] for at in range(len(claims))]
 
     def close(self) -> None:
         # A new client instead of none: no other thread ever meets a client that is gone. A connection that one is using

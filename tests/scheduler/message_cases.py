@@ -138,6 +138,8 @@ ORDINARY = {
     "lazy arguments",
     "lazy arguments of a registered task",
     "fanout",
+    "exchange and routing key",
+    "route by function",
     "expires at a date",
     "countdown",
     "countdown in a timezone",

@@ -1,7 +1,8 @@
 -- Claims and pushes in one step. Follows a definition of `is_member`.
 -- KEYS: the ledger, then what `is_member` looks at, then the lists of the broker.
--- ARGV: the fence, the run_id of the server that the broker is,
---       then for each claim: entry, expected, new, the number of its list among KEYS, how many messages, the messages.
+-- ARGV: the fence, the run_id of the server that the broker is, how many claims; for each its entry; for each its
+--       expected record ('' for none, else '=' and the record), the new one, and how many messages; and for each
+--       list, in the order of KEYS: how many of the claims are its own (they come in that order); all the messages.
 -- Answers nil where the fence is not there, 'elsewhere' where the broker is another server, else for each claim that
 -- was not made: its number from 0, 'lost' or 'refused', and the record in its way or the error.
 
@@ -12,24 +13,46 @@ if string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') ~= ARGV[2] then
   return 'elsewhere'
 end
 
-local not_made = {}
-local at, number = 3, 0
-while at <= #ARGV do
-  local entry, expected, new = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local list, messages = KEYS[tonumber(ARGV[at + 3])], tonumber(ARGV[at + 4])
-  local record = redis.call('HGET', KEYS[1], entry)
-  if (record and '=' .. record or '') ~= expected then
-    not_made[#not_made + 1] = {number, 'lost', record}
-  else
-    -- The push first, and caught: a script is no transaction, and a list that is none costs nobody else's run. Several
-    -- messages go in one command, all or none.
-    local pushed = redis.pcall('LPUSH', list, unpack(ARGV, at + 5, at + 4 + messages))
-    if type(pushed) == 'table' and pushed.err then
-      not_made[#not_made + 1] = {number, 'refused', pushed.err}
+-- No entry comes twice, so all may be read before any is written. `unpack` gives up near 8000 values: 1000 claims and
+-- 4000 messages are safe.
+local count = tonumber(ARGV[3])
+local records = redis.call('HMGET', KEYS[1], unpack(ARGV, 4, 3 + count))
+local claims_at, list_at = 4 + count, 4 + 4 * count
+local message_at = list_at + #KEYS - 2
+
+local writes, not_made = {}, {}
+local number = 0
+for list = 3, #KEYS do
+  local pushes, wins = {}, {}
+  for _ = 1, tonumber(ARGV[list_at + list - 3]) do
+    local record, at = records[number + 1], claims_at + 3 * number
+    local messages = tonumber(ARGV[at + 2])
+    if (record and '=' .. record or '') == ARGV[at] then
+      wins[#wins + 1] = number
+      for message = message_at, message_at + messages - 1 do
+        pushes[#pushes + 1] = ARGV[message]
+      end
     else
-      redis.call('HSET', KEYS[1], entry, new)
+      not_made[#not_made + 1] = {number, 'lost', record}
+    end
+    message_at, number = message_at + messages, number + 1
+  end
+  if #wins > 0 then
+    -- The push first, and caught: a script is no transaction, and a list that is none costs nobody else's run. All of
+    -- a list's messages go in one command, all or none.
+    local pushed = redis.pcall('LPUSH', KEYS[list], unpack(pushes))
+    local refused = type(pushed) == 'table' and pushed.err
+    for _, win in ipairs(wins) do
+      if refused then
+        not_made[#not_made + 1] = {win, 'refused', refused}
+      else
+        writes[#writes + 1] = ARGV[4 + win]
+        writes[#writes + 1] = ARGV[claims_at + 3 * win + 1]
+      end
     end
   end
-  at, number = at + 5 + messages, number + 1
+end
+if #writes > 0 then
+  redis.call('HSET', KEYS[1], unpack(writes))
 end
 return not_made

@@ -1,0 +1,217 @@
+"""Which way messages go: claimed and pushed in one call, sent in slices, or by `apply_async` one after the other.
+
+All three leave the same messages. The choice is made for the whole before each slice, since somebody may hook into the
+sending at any time, and then for each entry; which way an entry takes, and why, is in the debug log, and how many take
+which in the info log.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from celery.beat import logger as beat_logger
+
+from celery_distsched.broker import Outcome
+from celery_distsched.clock import as_datetime
+from celery_distsched.drivers.base import Push
+from celery_distsched.entries import PlannedEntry
+from celery_distsched.hooks import hooks
+from celery_distsched.publisher import Publisher
+from celery_distsched.same_redis import SameRedis, why_apart
+from celery_distsched.slices import AmqpSlices, RedisSlices
+
+logger = logging.getLogger(__name__)
+
+#: Seconds until a broker that was no help is looked at again.
+_LOOK_AGAIN_S = 1.0
+#: Longest time, in seconds, that one look may spend on finding out which way each entry goes.
+_SURVEY_S = 0.05
+#: Bytes in one call to a server: it does nothing else meanwhile.
+CALL_BYTES = 1_000_000
+
+
+class FastWay:
+    """Decides, before each slice and for each entry, which way messages go."""
+
+    def __init__(self, scheduler: Any, node_id: str) -> None:
+        self._scheduler = scheduler
+        self._node_id = node_id
+        self._connection: Any = None
+        self._lane: SameRedis | RedisSlices | AmqpSlices | None = None
+        self._publisher: Publisher | None = None
+        self._why_no_lane: str | None = "not looked at yet"
+        self._look_again_at = float("-inf")
+        self._entries: Mapping[str, PlannedEntry] = {}
+        self._said: Any = self
+        self._survey: Iterator[None] | None = None
+
+    def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
+        """Say anew of these which way they go."""
+        self._entries, self._survey, self._said = entries, None, self
+
+    # The whole
+
+    def same_redis(self, now: float) -> SameRedis | None:
+        """Return what claims and pushes in one call, if that can be done now."""
+        lane = self._look(now)
+        return lane if isinstance(lane, SameRedis) else None
+
+    def slices(self, now: float) -> RedisSlices | AmqpSlices | None:
+        """Return what sends in slices what has been claimed, if that can be done now."""
+        lane = self._look(now)
+        return None if isinstance(lane, SameRedis) else lane
+
+    def _look(self, now: float) -> SameRedis | RedisSlices | AmqpSlices | None:
+        why_not = self._hook() or self._look_at_broker(now)
+        lane = self._lane if why_not is None else None
+        if (lane, why_not) != self._said:
+            self._said = (lane, why_not)
+            self._survey = self._say(lane.what, lane.why) if lane is not None else None
+            if lane is None:
+                count = len(self._entries)
+                logger.info("%s, for all of %d entries, since %s", _ONE_BY_ONE, count, why_not)
+        if self._survey is not None:
+            until = time.perf_counter() + _SURVEY_S
+            while self._survey is not None and time.perf_counter() < until:
+                self._survey = self._survey if next(self._survey, self) is not self else None
+        return lane
+
+    def _hook(self) -> str | None:
+        if not self._scheduler.settings.fast_publish:
+            return "distsched_fast_publish is off"
+        try:
+            return hooks(self._scheduler, sys.modules["celery_distsched.scheduler"])
+        except Exception as exc:  # noqa: BLE001  (a backend or a router that cannot be made: the ordinary way reports it)
+            return f"the app is not in order: {exc!r}"
+
+    def _look_at_broker(self, now: float) -> str | None:
+        broker = self._scheduler.broker
+        if now < self._look_again_at and not (broker.connected and broker.connection is not self._connection):
+            if self._lane is None:
+                return self._why_no_lane
+            return "the broker has to be connected to anew" if not broker.connected else self._lane.messages.hooks()
+        began = time.perf_counter()
+        self._lane = None
+        try:
+            self._connection = broker.connection
+            self._why_no_lane = self._new_lane(self._connection)
+            # One that is good is good for as long as the connection is, unless it says otherwise.
+            wait_s = _LOOK_AGAIN_S if self._lane is None else float("inf")
+        except Exception as exc:  # noqa: BLE001  (whatever is wrong with the broker, the ordinary way reports it)
+            self._lane, self._connection, self._why_no_lane = None, None, f"the broker cannot be asked: {exc}"
+            # Whoever lets us wait is not asked again soon: the heartbeat stops for a loop that stands still.
+            wait_s = max(_LOOK_AGAIN_S, 100 * (time.perf_counter() - began))
+        self._look_again_at = now + wait_s
+        return self._why_no_lane
+
+    def _new_lane(self, connection: Any) -> str | None:
+        """Make what the broker's connection allows; returns why there is nothing to make."""
+        broker, channel = self._scheduler.broker, connection.default_channel
+        lane: SameRedis | RedisSlices | AmqpSlices
+        if connection.transport.driver_type == "redis" and hasattr(channel, "conn_or_acquire"):
+            # Only now, as below, since it cannot be imported without the transport's library.
+            from celery_distsched.redis_messages import RedisMessages
+
+            run_id = channel.client.info("server")["run_id"]
+            apart = why_apart(self._scheduler.driver, run_id, channel.pool.connection_kwargs["db"])
+            if apart is None:
+                messages = RedisMessages(channel, prefix=channel.global_keyprefix or "")
+                lane = SameRedis(self._scheduler.driver, run_id, messages)
+            else:
+                lane = RedisSlices(broker, RedisMessages(channel), why=apart)
+        elif connection.transport.driver_type == "amqp" and hasattr(channel, "confirm_select"):
+            from celery_distsched.amqp_messages import AmqpMessages
+
+            own = connection.channel()
+            lane = AmqpSlices(broker, own, broker.timeout_s)
+            declared = {"", *(queue.exchange.name for queue in self._scheduler.app.amqp.queues.values())}
+            lane.messages = AmqpMessages(channel, own.channel_id, frozenset(declared))
+        else:
+            return f"the broker is neither Redis nor RabbitMQ, but {connection.transport.driver_type}"
+        if hook := lane.messages.hooks():
+            return hook
+        self._lane, self._publisher = lane, Publisher(self._scheduler, self._node_id, lane.messages)
+        return None
+
+    def look_again(self) -> None:
+        """What is behind one of the connections has changed."""
+        self._lane, self._look_again_at = None, float("-inf")
+
+    def _say(self, what: str, why_so: str) -> Iterator[None]:
+        """Look at each entry, a few at a time, and then say how many go this way."""
+        entries, reasons, publisher = self._entries, Counter[str](), self._publisher
+        planned = iter(list(entries.values()))
+        while publisher is not None and (some := list(islice(planned, 20))):
+            reasons.update(why for one in some if (why := publisher.why_not(one)) is not None)
+            yield
+        others = sum(reasons.values())
+        logger.info(
+            "%s, for %d of %d entries, since %s%s%s",
+            what,
+            len(entries) - others,
+            len(entries),
+            why_so,
+            "".join(f"; not for {count}, because {why}" for why, count in reasons.most_common(5)),
+            f"; and {len(reasons) - 5} other reasons" if len(reasons) > 5 else "",
+        )
+
+    # Each entry
+
+    def messages(self, due: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        """Return the messages of entries by their instants, without those entries that go the ordinary way."""
+        if self._publisher is None:
+            return {}
+        known = [(self._entries[name], instants) for name, instants in due.items() if name in self._entries]
+        made = self._publisher.messages(known)
+        return {planned.name: some for (planned, _), some in zip(known, made, strict=True) if some is not None}
+
+    def send(self, entries: Mapping[str, tuple[Sequence[int], Sequence[Any]]]) -> dict[str, list[Outcome]]:
+        """Send a slice: of each entry these instants, by these messages. Returns what became of each message."""
+        lane = self._lane
+        if lane is None or isinstance(lane, SameRedis):
+            return {name: [Outcome.REFUSED] * len(messages) for name, (_, messages) in entries.items()}
+        became = iter(lane.send([message for _, messages in entries.values() for message in messages]))
+        outcomes = {name: list(islice(became, len(messages))) for name, (_, messages) in entries.items()}
+        for name, (instants, _) in entries.items():
+            if Outcome.REJECTED in outcomes[name]:
+                self.avoid(name, "the broker would not take its last message")
+            self.note(name, instants)
+        return outcomes
+
+    def avoid(self, name: str, error: str) -> None:
+        """The broker would not take an entry's message: the ordinary way reports it, and tries again."""
+        if self._publisher is not None and name in self._entries:
+            self._publisher.avoid(self._entries[name], error)
+
+    def note(self, name: str, instants: Sequence[int]) -> None:
+        """What Celery's `apply_entry` would have noted and logged of a run."""
+        entry = self._entries[name].entry
+        if beat_logger.isEnabledFor(logging.INFO):
+            for _ in instants:
+                beat_logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
+                beat_logger.debug("%s sent.", entry.task)
+        entry.last_run_at = as_datetime(instants[-1])
+        entry.total_run_count += len(instants)
+
+
+def in_calls(messages: Mapping[str, Sequence[Any]], most: int) -> Iterator[list[str]]:
+    """Divide entries into parts of at most so many, with no more messages than one call may carry."""
+    names, room = list[str](), CALL_BYTES
+    for name, some in messages.items():
+        size = sum(len(message.text if isinstance(message, Push) else message) for message in some)
+        if names and (size > room or len(names) == most):
+            yield names
+            names, room = [], CALL_BYTES
+        names.append(name)
+        room -= size
+    if names:
+        yield names
+
+
+_ONE_BY_ONE = "claimed, sent and confirmed one after the other"

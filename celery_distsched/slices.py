@@ -1,0 +1,127 @@
+"""Messages in slices: what is claimed together is written together, and waited for once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from celery_distsched.broker import Broker, Outcome
+from celery_distsched.drivers.base import Push
+from celery_distsched.template import Messages
+
+logger = logging.getLogger(__name__)
+
+
+IN_SLICES = "claimed, sent and confirmed one after the other, in slices"
+
+
+class RedisSlices:
+    """One pipeline a slice, and in it one push a list: of a list's messages either all are pushed or none is."""
+
+    what = IN_SLICES
+
+    def __init__(self, broker: Broker, messages: Any, why: str) -> None:
+        self.why = why
+        self.messages: Messages = messages
+        self._broker = broker
+        self._channel = messages.channel
+
+    def send(self, pushes: Sequence[Push]) -> list[Outcome]:
+        """Push them; one bounded attempt. Returns what became of each."""
+        of_list: dict[str, list[str]] = {}
+        for push in pushes:
+            of_list.setdefault(push.key, []).append(push.text)
+        try:
+            with self._channel.conn_or_acquire() as client:
+                pipeline = client.pipeline(transaction=False)
+                for key, texts in of_list.items():
+                    pipeline.lpush(key, *texts)
+                answers = pipeline.execute(raise_on_error=False)
+        except Exception as exc:  # noqa: BLE001  (what it means is the broker's to say)
+            return [_failed(self._broker, exc, len(pushes))] * len(pushes)
+        outcomes = {}
+        for (key, texts), answer in zip(of_list.items(), answers, strict=True):
+            refused = isinstance(answer, Exception)
+            outcomes[key] = _failed(self._broker, answer, len(texts), key) if refused else Outcome.ACCEPTED
+        return [outcomes[push.key] for push in pushes]
+
+
+class AmqpSlices:
+    """A channel of our own, in confirm mode: a slice is written at once, then all its confirms are waited for."""
+
+    what = IN_SLICES
+    why = "the broker is RabbitMQ"
+
+    def __init__(self, broker: Broker, channel: Any, timeout_s: float) -> None:
+        """Take a channel over.
+
+        Args:
+            broker: Says what an error means.
+            channel: Nobody else publishes on it, or the count of messages would be wrong.
+            timeout_s: For writing a slice, and again for its confirms.
+        """
+        self.messages: Messages = None  # type: ignore[assignment]  # given as soon as the channel has its number
+        self._broker = broker
+        self._channel = channel
+        self._timeout_s = timeout_s
+        #: The broker counts the messages of a channel in confirm mode from 1.
+        self._written = 0
+        #: Delivery tag → number in the slice.
+        self._waiting: dict[int, int] = {}
+        self._outcomes: list[Outcome] = []
+        channel.confirm_select()
+        channel.events["basic_ack"].add(self._on_ack)
+        channel.events["basic_nack"].add(self._on_nack)
+
+    def send(self, frames: Sequence[bytes]) -> list[Outcome]:
+        """Write them and wait for the broker's answers; one bounded attempt. Returns what became of each."""
+        self._outcomes = [Outcome.UNKNOWN] * len(frames)
+        connection = self._channel.connection
+        if connection is None:
+            # Closed since the last slice: nothing is written.
+            self._broker.drop()
+            return [Outcome.REFUSED] * len(frames)
+        self._waiting = {self._written + number: number - 1 for number in range(1, len(frames) + 1)}
+        self._written += len(frames)
+        try:
+            with connection.transport.having_timeout(self._timeout_s):
+                connection.transport.write(b"".join(frames))
+            until = time.monotonic() + self._timeout_s
+            while self._waiting:
+                connection.drain_events(timeout=max(until - time.monotonic(), 0.001))
+        except Exception as exc:  # noqa: BLE001  (what it means is the broker's to say)
+            _failed(self._broker, exc, len(self._waiting))
+            # Whatever it is, the channel is not to be used again, and what was not answered is not known.
+            self._broker.drop()
+        nacked = self._outcomes.count(Outcome.REJECTED)
+        if nacked:
+            logger.error("%d messages: the broker will not take them; they are tried again", nacked)
+        return self._outcomes
+
+    def _on_ack(self, tag: int, multiple: bool) -> None:
+        self._settle(tag, multiple, Outcome.ACCEPTED)
+
+    def _on_nack(self, tag: int, multiple: bool) -> None:
+        self._settle(tag, multiple, Outcome.REJECTED)
+
+    def _settle(self, tag: int, multiple: bool, outcome: Outcome) -> None:
+        tags = [waiting for waiting in self._waiting if waiting <= tag] if multiple else [tag]
+        for one in tags:
+            number = self._waiting.pop(one, None)
+            if number is not None:
+                self._outcomes[number] = outcome
+
+
+def _failed(broker: Broker, error: Exception, messages: int, to: str = "") -> Outcome:
+    """Say what an error means for messages of which no message of their own failed, and report it."""
+    outcome = broker.outcome_of(error)
+    if outcome is Outcome.FAILED:
+        # They were made well; of what then went wrong nothing is known.
+        outcome = Outcome.UNKNOWN
+    where = f" for {to}" if to else ""
+    logger.error("%d messages%s: %s: %s", messages, where, outcome.meaning, error)
+    if outcome in (Outcome.UNKNOWN, Outcome.REFUSED):
+        broker.drop()
+    return outcome

@@ -1,0 +1,1 @@
+"""Where the broker's queue and the ledger are in the same Redis, one call claims and pushes."""

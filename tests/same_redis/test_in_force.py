@@ -1,0 +1,202 @@
+"""Whether there is a same Redis, what the log says of it, and what it does where the queue will not take a message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.same_redis.sending import run
+from tests.same_redis.storm import IN_FORCE, NOT_IN_FORCE
+from tests.same_redis.watched import FAST, ORDINARY, Watch
+from tests.scheduler.cluster import HOURLY, Beat, Cluster, until
+from tests.servers import RedisServer, Server
+from tests.wire import Wire
+
+NAMES = ("one", "two")
+SCHEDULE = dict.fromkeys(NAMES, HOURLY)
+
+
+@pytest.fixture
+def said(log: Callable[[], list[str]]) -> Callable[[], list[str]]:
+    """Return what has been said so far of how messages are sent."""
+    return lambda: [line for line in log() if line.startswith((IN_FORCE, NOT_IN_FORCE))]
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Any]:
+    with redis.Redis.from_url(url) as client:
+        yield client
+
+
+SPELLINGS = {
+    "as the broker's": "redis://127.0.0.1:{port}/7",
+    "by another name": "redis://localhost:{port}/7",
+    "by its driver": "redis+scan://127.0.0.1:{port}/7",
+    "with the database as an option": "redis://127.0.0.1:{port}?db=7",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_the_same_redis_is_the_same_however_it_is_spelled(
+    url: str, redis_server: RedisServer, watch: Watch, said: Callable[[], list[str]], spelling: str
+) -> None:
+    cluster = Cluster(spelling.format(port=redis_server.port), broker=url, ttl_s=5.0)
+    run(cluster, cluster.app(SCHEDULE))
+    cluster.close()
+    assert watch.ways() == {name: [FAST] for name in NAMES}
+    (line,) = said()
+    assert line.startswith(IN_FORCE)
+
+
+def test_a_broker_on_a_socket_is_the_same_redis_too(tmp_path: Path, said: Callable[[], list[str]]) -> None:
+    socket = tmp_path / "redis.sock"
+    with RedisServer("--unixsocket", str(socket)) as server:
+        cluster = Cluster(server.url(path="/3"), broker=f"redis+socket://{socket}?virtual_host=3", ttl_s=5.0)
+        run(cluster, cluster.app(SCHEDULE))
+        assert len(cluster.sent()) == len(NAMES)
+        cluster.close()
+    assert [line.startswith(IN_FORCE) for line in said()] == [True]
+
+
+def test_another_database_is_not_the_same(
+    url: str, redis_server: RedisServer, watch: Watch, said: Callable[[], list[str]]
+) -> None:
+    cluster = Cluster(redis_server.url(path="/6"), broker=url, ttl_s=5.0)
+    run(cluster, cluster.app(SCHEDULE))
+    cluster.close()
+    assert watch.ways() == {name: [ORDINARY] for name in NAMES}
+    (line,) = said()
+    assert line.startswith(NOT_IN_FORCE)
+    assert "another database" in line
+
+
+def test_another_server_is_not_the_same(url: str, watch: Watch, said: Callable[[], list[str]]) -> None:
+    with RedisServer() as other:
+        cluster = Cluster(other.url(path="/7"), broker=url, ttl_s=5.0)
+        run(cluster, cluster.app(SCHEDULE))
+        cluster.close()
+    assert watch.ways() == {name: [ORDINARY] for name in NAMES}
+    (line,) = said()
+    assert "another Redis" in line
+
+
+def test_a_store_that_moves_to_another_server_gets_no_messages(
+    said: Callable[[], list[str]], wire_to: Callable[[Server], Wire]
+) -> None:
+    with RedisServer() as here, RedisServer() as there:
+        wire = wire_to(here)
+        cluster = Cluster(here.url(port=wire.port, path="/0"), broker=here.url(path="/0"), ttl_s=1.0)
+        beat = cluster.started({"often": {"task": "nobody.runs.it", "schedule": 0.2}})
+        until(lambda: len(cluster.sent()) >= 2)
+        # As when a name leads to another host from now on.
+        wire._server_address = (there.host, there.port)
+        wire.cut()
+        wire.mend()
+        until(lambda: "another Redis" in said()[-1])
+        before = len(cluster.sent())
+        until(lambda: len(cluster.sent()) >= before + 2)
+        with redis.Redis(there.host, there.port) as client:
+            assert client.exists(cluster.queue) == 0
+        beat.close()
+        cluster.close()
+
+
+@pytest.mark.parametrize(
+    ("broker", "store", "why"),
+    [
+        ("memory://", None, "the broker is neither Redis nor RabbitMQ"),
+        (None, "memory://kept", "the ledger is not in Redis"),
+    ],
+)
+def test_another_kind_of_broker_or_store_is_not_the_same(
+    url: str, said: Callable[[], list[str]], broker: str | None, store: str | None, why: str
+) -> None:
+    cluster = Cluster(store or url, broker=broker or url, ttl_s=5.0)
+    run(cluster, cluster.app(SCHEDULE))
+    cluster.close()
+    (line,) = said()
+    assert line.startswith(NOT_IN_FORCE)
+    assert why in line
+
+
+def test_switched_off_it_changes_nothing_but_the_way(
+    cluster: Cluster, watch: Watch, client: Any, said: Callable[[], list[str]]
+) -> None:
+    last_us = 1_700_000_000_000_000
+    told = []
+    for fast in (True, False):
+        client.delete(f"distsched:{{{cluster.namespace}}}:ledger")
+        cluster.seed(*NAMES, last_us=last_us)
+        beat = cluster.beat(SCHEDULE, distsched_fast_publish=fast, distsched_catch_up="all", distsched_catch_up_limit=1)
+        beat.tick_until(lambda: cluster.settled(*NAMES))
+        beat.close()
+        told.append({name: cluster.record(name) for name in NAMES})
+    assert watch.ways() == {name: [FAST, ORDINARY] for name in NAMES}
+    assert told[0] == told[1]
+    sent = cluster.sent()
+    assert len(sent) == 2 * len(NAMES)
+    assert len({message.task_id for message in sent}) == len(NAMES)
+    assert all(message.attempt == 1 for message in sent)
+    assert [line.split(",")[0] for line in said()] == [IN_FORCE, "claimed"]
+    assert "distsched_fast_publish" in said()[1]
+
+
+def test_a_queue_of_the_wrong_type_costs_nobody_elses_run(
+    cluster: Cluster, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.set("taken", "by somebody")
+    schedule = {
+        "barred": {**HOURLY, "options": {"queue": "taken"}},
+        "second": {"task": "nobody.runs.it", "schedule": 0.2},
+    }
+    first = cluster.seed("barred")
+    beat = cluster.started(schedule)
+
+    def runs() -> int:
+        return len(cluster.sent("second"))
+
+    until(lambda: runs() >= 5 and "barred" in caplog.text)
+    assert "will not take this message" in caplog.text
+    assert client.get("taken") == b"by somebody"
+    record = cluster.record("barred")
+    assert record is not None
+    assert record.open or record.last < first, "it is noted as sent and is not"
+    client.delete("taken")
+    before = runs()
+    until(lambda: client.llen("taken") == 1, within_s=30)
+    until(lambda: cluster.settled("barred"))
+    assert client.llen("taken") == 1
+    until(lambda: runs() > before)
+    client.delete("taken")
+    beat.close()
+
+
+def test_a_store_user_who_may_not_push_costs_no_run() -> None:
+    with RedisServer() as server:
+        with redis.Redis(server.host, server.port) as client:
+            client.execute_command("ACL", "SETUSER", "store", "on", ">secret", "~distsched:*", "+@all")
+        store = f"redis://store:secret@127.0.0.1:{server.port}/0"
+        cluster = Cluster(store, broker=server.url(path="/0"), ttl_s=5.0)
+        try:
+            run(cluster, cluster.app(SCHEDULE))
+            assert len(cluster.sent()) == len(NAMES)
+        finally:
+            cluster.close()
+
+
+def test_large_messages_go_in_as_many_calls_as_they_need(cluster: Cluster, client: Any) -> None:
+    schedule = {f"entry {number}": {**HOURLY, "args": ["x" * 300_000]} for number in range(100)}
+    cluster.seed(*schedule)
+    beat = Beat(cluster.app(schedule))
+    client.config_resetstat()
+    try:
+        beat.tick_until(lambda: cluster.settled(*schedule), within_s=30)
+    finally:
+        beat.close()
+        client.delete(cluster.queue)
+    # 40 MB.
+    assert client.info("commandstats")["cmdstat_evalsha"]["calls"] >= 20

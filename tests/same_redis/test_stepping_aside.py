@@ -1,0 +1,125 @@
+"""An entry whose sending somebody hooks into goes the ordinary way, the others stay fast, and the log says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Celery, Task
+from celery.beat import BeatLazyFunc
+from kombu import entity
+from kombu.transport import redis as kombu_redis
+
+from tests.same_redis.sending import run
+from tests.same_redis.watched import FAST, ORDINARY, Watch
+from tests.scheduler.cluster import HOURLY, Cluster
+
+# Any: kombu's calls have no types.
+Exchange: Any = entity.Exchange
+Queue: Any = entity.Queue
+
+HOOKED, OTHER = "hooked into", "left alone"
+
+
+class OwnWay(Task):  # type: ignore[misc]
+    """A task class with an `apply_async` of its own."""
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        return super().apply_async(args, kwargs, **{**options, "shadow": "own way"})
+
+
+class OwnName(Task):  # type: ignore[misc]
+    """A task class that gives each message a name of its own."""
+
+    def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str:
+        return "own name"
+
+
+def _register(app: Celery) -> None:
+    def plain(*args: Any, **kwargs: Any) -> None: ...
+
+    for name, base in (("plain", None), ("own way", OwnWay), ("own name", OwnName)):
+        app.task(plain, name=name, shared=False, **({"base": base} if base else {}))
+    patched = app.task(plain, name="patched", shared=False)
+    app.finalize()
+    send = patched.apply_async
+    patched.apply_async = lambda *args, **kwargs: send(*args, **{**kwargs, "shadow": "patched"})
+
+
+ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
+    "an argument that is made at each run": ({"args": (1, BeatLazyFunc(lambda: "made"))}, "made at each run"),
+    "a keyword argument that is made at each run": ({"kwargs": {"x": BeatLazyFunc(lambda: "made")}}, "made at each"),
+    "a task class with its own apply_async": ({"task": "own way"}, "apply_async of its own"),
+    "a task whose apply_async is patched": ({"task": "patched"}, "apply_async of its own"),
+    "a task class that names its messages": ({"task": "own name"}, "shadow_name of its own"),
+    "a task id of its own": ({"options": {"task_id": "chosen"}}, "task id of its own"),
+    "a countdown": ({"options": {"countdown": 30}}, "countdown"),
+    "another serializer": ({"options": {"serializer": "pickle"}}, "application/x-python-serialize"),
+    "compression": ({"options": {"compression": "gzip"}}, "compress"),
+    "a queue that expires": ({"options": {"queue": Queue("expiring", expires=60)}}, "expires"),
+    "a named direct exchange": ({"options": {"exchange": "named", "routing_key": "one"}}, "exchange"),
+    "a topic exchange": ({"options": {"queue": "topic", "routing_key": "one.two"}}, "exchange"),
+    "a fanout exchange": ({"options": {"queue": "all"}}, "one queue"),
+}
+QUEUES = [
+    Queue("celery"),
+    Queue("direct", Exchange("named", type="direct"), routing_key="one"),
+    Queue("topic", Exchange("topics", type="topic"), routing_key="one.*"),
+    Queue("all", Exchange("everybody", type="fanout")),
+]
+
+
+if not hasattr(kombu_redis.Channel, "_get_queue_expire"):
+    # To this kombu a queue in Redis never expires.
+    del ENTRIES["a queue that expires"]
+
+
+@pytest.mark.parametrize(("entry", "why"), ENTRIES.values(), ids=ENTRIES)
+def test_an_entry_that_is_hooked_into_goes_the_ordinary_way(
+    cluster: Cluster, watch: Watch, log: Callable[[], list[str]], entry: dict[str, Any], why: str
+) -> None:
+    app = cluster.app({HOOKED: {**HOURLY, **entry}, OTHER: HOURLY}, task_queues=QUEUES, task_default_queue="celery")
+    _register(app)
+    with app.connection_for_write() as connection:
+        for queue in QUEUES:
+            queue(connection.default_channel).declare()
+    run(cluster, app)
+    ways = watch.ways()
+    # What is published to an exchange of that kind is in no list.
+    assert ways.get(HOOKED, [ORDINARY]) == [ORDINARY]
+    assert ways[OTHER] == [FAST]
+    (reason,) = (line for line in log() if line.startswith(f"entry {HOOKED!r} goes the ordinary way: "))
+    assert why in reason
+    assert "Error(" not in reason
+    assert [line for line in log() if line.startswith(f"entry {OTHER!r} goes the fast way")]
+
+
+def test_a_router_is_asked_for_each_message(cluster: Cluster, watch: Watch, log: Callable[[], list[str]]) -> None:
+    asked = []
+
+    def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None) -> dict[str, Any]:
+        asked.append(name)
+        return {"queue": f"{cluster.queue}-{len(asked) % 2}"}
+
+    names = [f"entry {number}" for number in range(4)]
+    run(cluster, cluster.app(dict.fromkeys(names, HOURLY), task_routes=route))
+    assert watch.ways() == {name: [ORDINARY] for name in names}
+    assert [line for line in log() if line.startswith(f"entry {names[0]!r} goes the ordinary way: ") and "rout" in line]
+
+
+def test_many_entries_may_step_aside_at_once(cluster: Cluster, watch: Watch) -> None:
+    lazy = {**HOURLY, "args": (BeatLazyFunc(lambda: "made"),)}
+    schedule = {f"entry {number}": lazy if number % 4 else HOURLY for number in range(400)}
+    run(cluster, cluster.app(schedule))
+    assert watch.ways() == {name: [FAST if schedule[name] is HOURLY else ORDINARY] for name in schedule}
+
+
+def test_a_message_of_the_older_protocol_goes_the_ordinary_way(
+    cluster: Cluster, watch: Watch, log: Callable[[], list[str]]
+) -> None:
+    # Those messages have no headers to know them by.
+    run(cluster, cluster.app({HOOKED: HOURLY}, task_protocol=1))
+    assert watch.ways() in ({}, {HOOKED: [ORDINARY]})
+    (reason,) = (line for line in log() if line.startswith(f"entry {HOOKED!r} goes the ordinary way: "))
+    assert "protocol" in reason
