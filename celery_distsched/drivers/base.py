@@ -88,6 +88,7 @@ class Driver(ABC):
     11. Methods may be called from two threads at a time; a renewal does not wait for a swap's network.
     12. `close` may be called twice, and does not raise.
     13. Keys, memberships and namespaces are any non-empty text; nothing of another namespace is read or touched.
+    14. A forked process may go on with a driver: it gets connections of its own and leaves the parent's alone.
     """
 
     #: Smallest ``ttl_s`` that the store honours, in seconds.

@@ -16,6 +16,10 @@ A part that is longer than 200 bytes is shortened, so that no key is longer than
 Consul compares indexes, not texts. The driver therefore remembers at which ModifyIndex it saw which record, and reads
 what it does not remember before it writes. A transaction is all or nothing and its refusal names every operation that
 failed: these are read again, the rest is sent again. So a call writes once, in its last transaction, or not at all.
+
+A Consul that has lost its data counts its indexes from 0 again, so that one of them may fit another record. Each write
+therefore asks, in the same transaction, that the membership which was joined last is there, even where no fence is
+asked for: if it is not, what was remembered is not used, but read anew.
 """
 
 from __future__ import annotations
@@ -72,7 +76,8 @@ class ConsulDriver(Driver):
         self._nodes, self._ledger = f"{prefix}nodes/", f"{prefix}ledger/"
         self._agents = Agents(url, self.settings, prefix=prefix, timeout_s=timeout_s)
         self._renewed_at: dict[str, int] = {}
-        self._seen = _Seen(_REMEMBERED)
+        #: The membership that was joined last, and what was seen while it has been there.
+        self._era: tuple[str | None, _Seen] = (None, _Seen(_REMEMBERED))
         self._strangers = Strangers(url.masked)
 
     # Membership
@@ -81,6 +86,7 @@ class ConsulDriver(Driver):
         place = self._node(membership)
         joined = self._agents.transact([_beat("set", place, membership, info)], self._agents.deadline())
         self._renewed_at[place] = joined.rows[place].modified
+        self._era = (membership, _Seen(_REMEMBERED))
 
     def renew(self, membership: str, info: str) -> None:
         """Write only over the last renewal: a membership that was removed has no index to write over."""
@@ -130,18 +136,22 @@ class ConsulDriver(Driver):
     # Ledger
 
     def read(self, keys: Sequence[str]) -> list[str | None]:
-        rows = self._records(list(dict.fromkeys(keys)), self._agents.deadline(), fence=None)
+        _, seen = self._era
+        rows = self._records(list(dict.fromkeys(keys)), self._agents.deadline(), None, seen)
         return [rows[key].value for key in keys]
 
     def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
         deadline = self._agents.deadline()
         pending = {swap.key: swap for swap in swaps}
-        indexes = {swap.key: self._seen.index(swap.key, swap.expected) for swap in swaps}
+        joined, seen = self._era
+        guard = joined if fence is None else fence
+        known = seen if guard is not None and guard == joined else _Seen(0)
+        indexes = {swap.key: known.index(swap.key, swap.expected) for swap in swaps}
         answers: dict[str, Answer] = {}
         # Each round settles a swap or finds that a record moved and came back; the deadline ends what would go on.
         while pending:
             if unknown := [key for key in pending if indexes[key] is None]:
-                for key, row in self._records(unknown, deadline, fence).items():
+                for key, row in self._records(unknown, deadline, fence, seen).items():
                     if row.value == pending[key].expected:
                         indexes[key] = row.modified
                     else:
@@ -149,10 +159,17 @@ class ConsulDriver(Driver):
                         del pending[key]
                 continue
             writes = [operation("cas", self._record(key), pending[key].new, index=indexes[key] or 0) for key in pending]
-            rows, refused = self._fenced(writes, deadline, fence)
+            try:
+                rows, refused = self._fenced(writes, deadline, guard)
+            except LeaseLost:
+                if fence is not None:
+                    raise
+                # Removed, or this is another history, in which the indexes mean something else.
+                guard, indexes = None, {key: _Seen(0).index(key, swap.expected) for key, swap in pending.items()}
+                continue
             if not refused:
                 for key, swap in pending.items():
-                    self._seen.remember(key, Row(rows[self._record(key)].modified, swap.new))
+                    seen.remember(key, Row(rows[self._record(key)].modified, swap.new))
                     answers[key] = Answer(True, swap.new)
                 break
             for at, key in enumerate(pending):
@@ -165,7 +182,7 @@ class ConsulDriver(Driver):
 
     # Transactions
 
-    def _records(self, keys: Sequence[str], deadline: float, fence: str | None) -> dict[str, Row]:
+    def _records(self, keys: Sequence[str], deadline: float, fence: str | None, seen: _Seen) -> dict[str, Row]:
         """Read and remember; a transaction that asks for an absent key answers only which are absent."""
         found, wanted = dict.fromkeys(keys, _ABSENT), list(keys)
         while wanted:
@@ -174,7 +191,7 @@ class ConsulDriver(Driver):
             if not absent:
                 for key in wanted:
                     found[key] = rows[self._record(key)]
-                    self._seen.remember(key, found[key])
+                    seen.remember(key, found[key])
                 break
             wanted = [key for at, key in enumerate(wanted) if at not in absent]
         return found

@@ -97,6 +97,7 @@ class Agents:
         self._prefix = prefix
         self._timeout_s = timeout_s
         self._idle: list[Any] = []
+        self._pid = os.getpid()
 
     def deadline(self) -> float:
         """Return the `time.monotonic` by which a call that starts now must end."""
@@ -172,6 +173,9 @@ class Agents:
 
     @contextmanager
     def _lent(self) -> Iterator[Any]:
+        if self._pid != os.getpid():
+            # Forked: those are the parent's, and its answers would come here, or ours there.
+            self._pid, self._idle = os.getpid(), []
         idle = self._idle
         try:
             http = idle.pop()

@@ -9,6 +9,7 @@ absence can be explained.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 import threading
@@ -81,6 +82,7 @@ class Line:
         self._secrets = Secrets(url, settings)
         self._turn = 0
         self._link: _Link | None = None
+        self._inherited: list[_Link] = []
         self._lock = threading.Lock()
         if url.path.strip("/"):
             raise ConfigError(f"{url.masked}: an etcd URL has no path; the prefix of the keys is distsched_namespace")
@@ -104,10 +106,14 @@ class Line:
     def close(self) -> None:
         with self._lock:
             link, self._link = self._link, None
-        if link is not None:
+        if link is not None and link.pid == os.getpid():
             link.channel.close()
 
     def _connected(self) -> _Link:
+        if self._link is not None and self._link.pid != os.getpid():
+            # Forked: that is the parent's. It is kept, since gRPC could not close it here.
+            self._inherited.append(self._link)
+            self._link, self._lock = None, threading.Lock()
         with self._lock:
             if self._link is None:
                 endpoint = self._endpoints[self._turn % len(self._endpoints)]
@@ -126,6 +132,7 @@ class _Link:
     """A channel with the calls that are made on it."""
 
     def __init__(self, messages: Any, channel: Any, endpoint: str) -> None:
+        self.pid = os.getpid()
         self.channel = channel
         self.endpoint = endpoint
         self.kv = messages.KVStub(channel)

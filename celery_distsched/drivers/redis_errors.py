@@ -13,11 +13,19 @@ from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import StoreUnavailable
 
-#: After one of these the other connections are of no use either: they lead where this one led.
-LED_ASTRAY = (
-    *(exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError),
-    *(exceptions.AskError, exceptions.ClusterDownError, exceptions.MasterDownError),
-)
+_LED_ASTRAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError)
+#: redis-py has classes for these, which older ones used for its own Cluster client only.
+_OF_CLUSTERS = ("MOVED ", "ASK ", "CLUSTERDOWN", "MASTERDOWN")
+
+
+def led_astray(exc: redis.RedisError) -> bool:
+    """Whether the other connections are of no use either, since they lead where this one led."""
+    return isinstance(exc, _LED_ASTRAY) or _of_cluster(exc)
+
+
+def _of_cluster(exc: Exception) -> bool:
+    classes = (exceptions.AskError, exceptions.ClusterDownError, exceptions.MasterDownError)
+    return isinstance(exc, classes) or (isinstance(exc, exceptions.ResponseError) and str(exc).startswith(_OF_CLUSTERS))
 
 
 @contextmanager
@@ -49,9 +57,9 @@ def _mend(exc: Exception, url: StoreUrl, prefix: str) -> str:
         )
     if isinstance(exc, exceptions.InvalidResponse):
         return ". That is not how a Redis answers: is it another server, or one that wants TLS (rediss://)?"
-    if isinstance(exc, exceptions.AskError):
+    if _of_cluster(exc):
         if "cluster" in url.scheme:
-            return ". The shard has moved; the next attempt finds it"
+            return ". The shard has moved or is away; the next attempt looks for it"
         return f". This is a Redis Cluster: write {'rediss' if tls else 'redis'}+cluster:// and some of its nodes"
     if "no Sentinel could say" in said:
         if "No such master" in said:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from importlib import resources
 from typing import Any, ClassVar
 
-from redis.exceptions import NoPermissionError, NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 
 from celery_distsched.drivers.base import Answer, Claim, Driver, Elsewhere, PushRefused, Swap
 from celery_distsched.drivers.parts import Strangers, part
 from celery_distsched.drivers.redis_client import new_client
-from celery_distsched.drivers.redis_errors import LED_ASTRAY, translated
+from celery_distsched.drivers.redis_errors import led_astray, translated
 from celery_distsched.drivers.redis_options import OPTIONS
 from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
@@ -218,8 +218,9 @@ class RedisDriver(Driver):
         with translated(self.url, self._prefix, self._secrets):
             try:
                 yield client
-            except LED_ASTRAY:
-                client.connection_pool.disconnect(inuse_connections=False)
+            except RedisError as exc:
+                if led_astray(exc):
+                    client.connection_pool.disconnect(inuse_connections=False)
                 raise
 
     def _new_client(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -43,6 +44,8 @@ class SQLiteDriver(Driver):
         # where this lock queues in order.
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._inherited: list[sqlite3.Connection | None] = []
 
     def join(self, membership: str, info: str) -> int:
         with self._transaction() as db:
@@ -108,6 +111,7 @@ class SQLiteDriver(Driver):
         return None if row is None else str(row[0])
 
     def close(self) -> None:
+        self._notice_fork()
         if self._lock.acquire(timeout=self.timeout_s):
             try:
                 if self._connection is not None:
@@ -131,6 +135,7 @@ class SQLiteDriver(Driver):
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
+        self._notice_fork()
         if not self._lock.acquire(timeout=self.timeout_s):
             raise StoreUnavailable(f"{self._path}: busy for {self.timeout_s:g} s")
         try:
@@ -149,6 +154,12 @@ class SQLiteDriver(Driver):
         if self._connection is not None and _identity(self._path) != self.incarnation:
             self._connection.close()
             self._connection = None
+
+    def _notice_fork(self) -> None:
+        if self._pid != os.getpid():
+            # The connection is the parent's. SQLite would break its locks if it were so much as closed here.
+            self._inherited.append(self._connection)
+            self._pid, self._connection, self._lock = os.getpid(), None, threading.Lock()
 
     def _open(self) -> sqlite3.Connection:
         # SQLite gives its log files the mode of the database, so the mode is set before it opens it.

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import sys
 import threading
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -87,6 +91,36 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(run, calls))
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Do this in a forked process; returns its id."""
+    with warnings.catch_warnings():
+        # Newer Pythons warn of every fork beside threads. The driver has none, and nothing else is used there.
+        warnings.simplefilter("ignore")
+        child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:  # noqa: BLE001  (whatever it is, the forked test must not go on)
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def ended_well(child: int, within_s: float) -> None:
+    """Check that a forked process has ended, and without an error."""
+    deadline = time.monotonic() + within_s
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise AssertionError(f"the forked process did not end within {within_s:g} s")
+        time.sleep(0.01)
+    assert ended[1] == 0, "the forked process failed: its output has its error"
 
 
 def chunks(texts: tuple[str, ...], size: int) -> Iterator[list[str]]:

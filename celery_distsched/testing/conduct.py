@@ -1,4 +1,4 @@
-"""Promises 1 and 11 to 13: how a driver behaves whatever it is asked."""
+"""Promises 1 and 11 to 14: how a driver behaves whatever it is asked."""
 # ruff: noqa: S101  (these are tests: what they claim, they assert)
 
 from __future__ import annotations
@@ -7,7 +7,17 @@ import threading
 
 from celery_distsched.drivers.base import Answer, Swap
 from celery_distsched.errors import LeaseLost
-from celery_distsched.testing.checks import ODD_TEXTS, at_once, chunks, every_call, io_of_this_thread, refused
+from celery_distsched.testing.checks import (
+    ODD_TEXTS,
+    at_once,
+    chunks,
+    ended_well,
+    every_call,
+    forked,
+    io_of_this_thread,
+    recovered,
+    refused,
+)
 from celery_distsched.testing.store import StoreUnderTest
 
 
@@ -114,3 +124,29 @@ class ConductContract(StoreUnderTest):
             node.close()
             if count + 1 < len(names):
                 assert "me" in seen[names[count + 1]].members(), name
+
+    # 14. Forks
+
+    def test_a_forked_process_has_connections_of_its_own(self) -> None:
+        node = self.node()
+        node.join("parent", "0")
+        node.swap([Swap("parent", None, "0")])
+
+        def work(who: str) -> None:
+            """Each must get its own answers, while the other asks as well."""
+            for count in range(30):
+                node.join(who, str(count))
+                assert node.members()[who].info == str(count)
+                assert node.read([f"{who}-{count}"]) == [None]
+                key = f"{who}-{count}"
+                assert node.swap([Swap(key, None, key)], fence=who) == [Answer(True, key)]
+
+        def first_connect_then_work() -> None:
+            # gRPC may lose the first call after a fork, and says so.
+            recovered(node.members)
+            work("child")
+
+        child = forked(first_connect_then_work)
+        work("parent")
+        ended_well(child, within_s=20.0)
+        assert node.members()["parent"].info == "29"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from celery_distsched.drivers import Swap
+from celery_distsched.drivers import Answer, Swap
 from celery_distsched.drivers.consul import ConsulDriver
 from celery_distsched.errors import ConfigError, StoreUnavailable
 from celery_distsched.testing.checks import at_once, poll, refused
@@ -153,15 +153,24 @@ class _Guarded(ConsulServer):
         return True
 
     def token(self, rules: str) -> str:
-        policy = self._make("policy", {"Name": uuid.uuid4().hex, "Rules": rules})
-        return str(self._make("token", {"Policies": [{"ID": policy["ID"]}]})["SecretID"])
+        """Return a new token that may do this."""
+        policy = self._acl("PUT", "policy", {"Name": uuid.uuid4().hex, "Rules": rules})
+        return str(self._acl("PUT", "token", {"Policies": [{"ID": policy["ID"]}]})["SecretID"])
 
-    def _make(self, what: str, body: dict[str, Any]) -> Any:
+    def revoke(self, token: str) -> None:
+        """Make a token one that nobody knows."""
+        (known,) = (known for known in self._acl("GET", "tokens") if self._secret(known) == token)
+        self._acl("DELETE", f"token/{known['AccessorID']}")
+
+    def _secret(self, known: dict[str, Any]) -> str:
+        return str(self._acl("GET", f"token/{known['AccessorID']}")["SecretID"])
+
+    def _acl(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         request = urllib.request.Request(
-            f"http://{self.host}:{self.port}/v1/acl/{what}",
-            json.dumps(body).encode(),
+            f"http://{self.host}:{self.port}/v1/acl/{path}",
+            None if body is None else json.dumps(body).encode(),
             {"X-Consul-Token": self.root},
-            method="PUT",
+            method=method,
         )
         with urllib.request.urlopen(request, timeout=5) as response:
             return json.loads(response.read())
@@ -214,6 +223,25 @@ def test_without_a_right_every_call_fails_and_says_where_to_write_the_token(
             assert not any(secret in str(error.value) for secret in options.values())
     assert list(able.members()) == ["me"]
     assert able.read(["entry"]) == ["1"]
+
+
+def test_a_token_that_is_revoked_ends_every_call_with_its_mend_until_there_is_another(
+    open_at: Opener, guarded: _Guarded, namespace: str
+) -> None:
+    rules = f'key_prefix "{namespace}/distsched/" {{ policy = "write" }}'
+    token = guarded.token(rules)
+    driver = open_at(guarded.url(), token=token)
+    driver.join("me", "")
+    driver.swap([Swap("entry", None, "1")], fence="me")
+    guarded.revoke(token)
+    for call in _every_call(driver):
+        with pytest.raises(StoreUnavailable, match=r"ACL not found.*'token' in distsched_driver_options") as error:
+            call()
+        assert token not in str(error.value)
+    # What was written with it is still there for the next one.
+    successor = open_at(guarded.url(), token=guarded.token(rules))
+    successor.renew("me", "")
+    assert successor.swap([Swap("entry", "1", "2")], fence="me") == [Answer(True, "2")]
 
 
 # TLS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
@@ -174,6 +175,32 @@ def test_a_server_with_users_is_told_who_asks(open_etcd: Open) -> None:
         wrong = _error(open_etcd(server.url(), username="root", password="wr0ng").members)
         assert "in distsched_url" in wrong
         assert "wr0ng" not in wrong
+
+
+def test_a_role_for_the_namespaces_prefix_is_enough_for_its_user(open_etcd: Open) -> None:
+    with EtcdServer() as server:
+        node = open_etcd(server.url(), username="beat", password="s3cret")
+        prefix = f"/{node.namespace}/distsched/".encode()
+        key, end = (base64.b64encode(bound).decode() for bound in (prefix, prefix[:-1] + b"0"))
+        for path, body in (
+            ("user/add", {"name": "root", "password": "r00t"}),
+            ("user/grant", {"user": "root", "role": "root"}),
+            ("user/add", {"name": "beat", "password": "s3cret"}),
+            ("role/add", {"name": "schedule"}),
+            ("role/grant", {"name": "schedule", "perm": {"permType": "READWRITE", "key": key, "range_end": end}}),
+            ("user/grant", {"user": "beat", "role": "schedule"}),
+            ("enable", {}),
+        ):
+            ask(server, "POST", f"/v3/auth/{path}", body)
+        node.join("me", "")
+        node.renew("me", "info")
+        assert node.swap([Swap("entry", None, "1")], fence="me") == [Answer(True, "1")]
+        assert node.read(["entry"]) == ["1"]
+        assert set(node.members()) == {"me"}
+        node.remove("me")
+        other = open_etcd(server.url(), below="-other", username="beat", password="s3cret")
+        for call in (other.members, lambda: other.join("me", "")):
+            assert "permission denied (grant the user's role readwrite" in _error(call)
 
 
 class EtcdWithCertificates(EtcdServer):

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import redis
+from celery import Celery
 from kombu.connection import Connection
 
-from celery_distsched.drivers import Answer, Driver, Swap
+from celery_distsched.drivers import Answer, Driver, Swap, open_driver
 from celery_distsched.errors import LeaseLost, StoreUnavailable
+from celery_distsched.settings import Settings
 from tests.drivers.redis_nodes import Open, answers, namespace, opened, said  # noqa: F401
 from tests.servers import RedisCluster, RedisServer, Server, WatchedRedis, replica_of
 from tests.wire import Wire
@@ -102,6 +106,28 @@ def test_the_rights_in_the_docs_are_enough_and_none_is_needless(
             admin.acl_deluser(scheme)
 
 
+def _user(server: RedisServer, namespace: str, *more: str) -> str:
+    """Make a user with the least rights and these, and return its credentials."""
+    with redis.Redis(port=server.port) as admin:
+        rights = _rights_in_the_docs(namespace, "redis_zset").split()
+        admin.execute_command("ACL", "SETUSER", "least", "reset", "on", ">pass", *rights, *more)
+    return "least:pass@"
+
+
+def test_another_database_and_a_name_for_the_client_need_the_rights_that_the_docs_say(
+    opened: Open, namespace: str
+) -> None:
+    with RedisServer() as server:
+        for more, works in (
+            (("+select",), False),
+            (("+client|setname",), False),
+            (("+select", "+client|setname"), True),
+        ):
+            user = _user(server, namespace, *more)
+            node = opened(f"redis://{user}127.0.0.1:{server.port}/3?client_name=shop")
+            _works(node) if works else said(node.members)
+
+
 def test_a_user_may_come_from_a_credential_provider(opened: Open, redis_server: RedisServer) -> None:
     class Provider(redis.CredentialProvider):
         def get_credentials(self) -> tuple[str, str]:
@@ -171,6 +197,21 @@ def test_what_is_wrong_with_sentinels_is_said_with_its_mend(opened: Open, watche
         assert "in-the-url" not in error
 
 
+def test_a_broker_behind_sentinels_is_the_default_store(watched_redis: WatchedRedis) -> None:
+    app = Celery("shop", broker=watched_redis.url(), set_as_current=False)
+    app.conf.broker_transport_options = {**SENTINELS, "visibility_timeout": 3600}
+    settings = Settings.of(app)
+    assert settings.url_reason == "the broker's Redis"
+    driver = open_driver(
+        settings.url, namespace=uuid.uuid4().hex, ttl_s=5.0, timeout_s=1.0, options=settings.driver_options
+    )
+    with closing(driver), app.connection_for_write() as broker:
+        _works(driver)
+        # Told apart by what they say of themselves, not by how they are spelled.
+        server = broker.default_channel.client.info("server")["run_id"]
+        assert driver.server() == (server, 0)  # type: ignore[attr-defined]
+
+
 # A Cluster
 
 
@@ -185,7 +226,7 @@ def test_all_keys_of_a_namespace_lie_in_one_shard_wherever_it_moves(
     key = node._ledger  # type: ignore[attr-defined]
     slot, (old, new) = cluster.slot_of(key), cluster.holder_and_another(key)
     cluster.move(slot, old, new)
-    assert "next attempt finds it" in said(node.swap, [Swap("entry", "1", "2")], "me")
+    assert "next attempt looks for it" in said(node.swap, [Swap("entry", "1", "2")], "me")
     joined_anew(node)
     assert node.swap([Swap("entry", "1", "2")], fence="me") == [Answer(True, "2")]
     assert set(node.members()) == {"me"}
@@ -196,6 +237,15 @@ def test_a_cluster_that_is_taken_for_one_server_says_what_to_write(opened: Open,
     key = opened(redis_cluster.url())._ledger  # type: ignore[attr-defined]
     _, stranger = redis_cluster.holder_and_another(key)
     assert "write redis+cluster://" in said(opened(stranger.url()).join, "me", "info")
+
+
+def test_a_user_of_a_cluster_needs_the_right_that_the_docs_say(opened: Open, namespace: str) -> None:
+    with RedisCluster("any") as cluster:
+        for more in ((), ("+cluster|slots",)):
+            for server in cluster.shards:
+                user = _user(server, namespace, *more)
+            node = opened(cluster.url().replace("://", f"://{user}"))
+            _works(node) if more else said(node.members)
 
 
 def test_a_shard_that_dies_is_replaced_by_its_replica(opened: Open, namespace: str) -> None:
@@ -261,6 +311,18 @@ def test_what_so_many_replicas_do_not_have_is_not_taken_for_done(
     assert opened(replica.url()).read(["entry", "heedless"]) == ["mine", "1"]
     with pytest.raises(LeaseLost):
         node.swap([Swap("entry", "mine", "x")], fence="nobody")
+
+
+def test_waiting_for_replicas_needs_the_right_that_the_docs_say(
+    opened: Open, namespace: str, replicated: tuple[RedisServer, RedisServer, Wire]
+) -> None:
+    for more in ((), ("+wait",)):
+        user = _user(replicated[0], namespace, *more)
+        node = opened(f"redis://{user}127.0.0.1:{replicated[0].port}?wait_replicas=1")
+        if more:
+            assert node.swap([Swap("entry", "1", "2")]) == [Answer(True, "2")]
+        else:
+            assert "'wait' command" in said(node.swap, [Swap("entry", None, "1")])
 
 
 def test_what_stands_in_the_way_is_waited_for_as_a_write_of_this_connection(

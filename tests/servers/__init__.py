@@ -6,6 +6,7 @@ from tests.servers.binaries import MissingServer, find_binary
 from tests.servers.certificates import Certificates
 from tests.servers.consul import ConsulServer
 from tests.servers.etcd import EtcdServer
+from tests.servers.etcd_group import EtcdCluster
 from tests.servers.process import Server, ServerFailed, free_port
 from tests.servers.rabbit import RabbitServer
 from tests.servers.redis import RedisServer, ValkeyServer
@@ -14,6 +15,7 @@ from tests.servers.redis_groups import RedisCluster, WatchedRedis, replica_of
 __all__ = [
     "Certificates",
     "ConsulServer",
+    "EtcdCluster",
     "EtcdServer",
     "MissingServer",
     "RabbitServer",

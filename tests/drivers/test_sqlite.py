@@ -1,0 +1,89 @@
+"""What is particular to SQLite: its files, and what shares them."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from celery_distsched.drivers import Driver, StoreUrl, Swap, open_driver
+from celery_distsched.errors import StoreUnavailable
+from celery_distsched.testing.checks import at_once, ended_well, forked, io_of_this_thread
+
+Open = Callable[[Path], Driver]
+
+
+@pytest.fixture
+def opened() -> Iterator[Open]:
+    with ExitStack() as ends:
+
+        def open_(path: Path) -> Driver:
+            url = StoreUrl.parse(f"sqlite:///{path}")
+            driver = open_driver(url, namespace="n", ttl_s=5.0, timeout_s=2.0, options={})
+            return ends.enter_context(closing(driver))
+
+        yield open_
+
+
+def test_nobody_else_may_read_the_file_or_its_logs(opened: Open, tmp_path: Path) -> None:
+    loose = os.umask(0)
+    try:
+        for name, mode in (("new", None), ("loose", 0o666)):
+            path = tmp_path / name
+            if mode is not None:
+                path.touch()
+                path.chmod(mode)
+            opened(path).join("me", "info")
+            files = sorted(tmp_path.glob(f"{name}*"))
+            assert [file.name for file in files] == [name, f"{name}-shm", f"{name}-wal"]
+            assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    finally:
+        os.umask(loose)
+
+
+def test_beats_that_make_the_file_at_the_same_moment_wait_for_one_another(opened: Open, tmp_path: Path) -> None:
+    for count in range(10):
+        drivers = [opened(tmp_path / str(count)) for _ in range(4)]
+        at_once(*(partial(driver.join, f"node-{n}", "info") for n, driver in enumerate(drivers)))
+        assert len(drivers[0].members()) == 4
+
+
+def test_a_forked_process_opens_the_file_itself(opened: Open, tmp_path: Path) -> None:
+    driver = opened(tmp_path / "store")
+    driver.join("me", "info")
+
+    def child() -> None:
+        with io_of_this_thread() as seen:
+            driver.renew("me", "child")
+        assert any(event.startswith("sqlite3.connect") for event in seen), seen
+
+    ended_well(forked(child), within_s=10.0)
+    assert driver.members()["me"].info == "child"
+
+
+def test_what_is_no_database_is_said_and_left_alone(opened: Open, tmp_path: Path) -> None:
+    path = tmp_path / "letter"
+    path.write_text("Dear reader, this is no database. " * 100)
+    before = path.read_bytes()
+    with pytest.raises(StoreUnavailable, match="not a database"):
+        opened(path).join("me", "info")
+    assert path.read_bytes() == before
+    with pytest.raises(StoreUnavailable, match="No such file or directory"):
+        opened(tmp_path / "no" / "folder").members()
+
+
+def test_a_writer_that_holds_the_file_costs_no_more_than_the_timeout(opened: Open, tmp_path: Path) -> None:
+    driver = opened(tmp_path / "store")
+    driver.join("me", "info")
+    with closing(sqlite3.connect(tmp_path / "store", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match="locked"):
+            driver.swap([Swap("entry", None, "1")], fence="me")
+        assert driver.read(["entry"]) == [None]
+        other.execute("ROLLBACK")
+    assert driver.swap([Swap("entry", None, "1")], fence="me")[0].won
