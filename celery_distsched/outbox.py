@@ -100,9 +100,13 @@ class Outbox:
                     return
                 if name in self._entry_backoff and self._entry_backoff[name].waiting(self._clock.elapsed()):
                     break
+                # Confirming what was sent before may have shown that somebody else has taken this one over.
+                if holding.phases.get(instant) is not Phase.CLAIMED or not self._ledger.free(name):
+                    continue
                 self._send_one(name, holding, instant)
-            if self.unconfirmed_since is not None and self._clock.elapsed() - self.unconfirmed_since > 0.1:
-                flush()
+                # An entry that catches up has many instants: they do not wait for each other either.
+                if self.unconfirmed_since is not None and self._clock.elapsed() - self.unconfirmed_since > 0.1:
+                    flush()
 
     def _send_one(self, name: str, holding: Holding, instant: int) -> None:
         attempt = holding.attempts.get(instant, 0) + 1
