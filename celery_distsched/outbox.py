@@ -108,8 +108,12 @@ class Outbox:
                     return
                 if name in self._entry_backoff and self._entry_backoff[name].waiting(self._clock.elapsed()):
                     break
+                # Confirming what was sent before may have shown that somebody else has taken this one over.
+                if holding.phases.get(instant) is not Phase.CLAIMED or not self._ledger.free(name):
+                    continue
                 self._send_one(name, holding, instant)
-            self._flush_in_time(flush)
+                # An entry that catches up has many instants: they do not wait for each other either.
+                self._flush_in_time(flush)
 
     def _send_slices(self, names: Iterable[str], flush: Callable[[], None]) -> None:
         """Send in slices what can be; the rest, and every further attempt, is left to go one by one."""
@@ -120,6 +124,8 @@ class Outbox:
         for slice_ in in_calls(messages, _LARGEST_SLICE):
             if not self.open or not self._may_send():
                 return
+            # Confirming the slice before may have shown that somebody else has taken one over.
+            slice_ = [name for name in slice_ if self._first_attempts(name) == firsts[name]]
             for name in slice_:
                 holding = self._ledger.holdings[name]
                 # Whoever interrupts from here on must take it that the messages may have left.

@@ -20,7 +20,7 @@ _AT_ONCE = 2
 #: Minutes of a run that is worth a report.
 _FULL = 10.0
 #: Seconds that the servers of a lane, its first beats and its end take beside its run.
-_ASIDE_S = 15.0
+_ASIDE_S = 20.0
 
 
 def main() -> int:
@@ -35,7 +35,7 @@ def main() -> int:
     seed = given.seed or secrets.token_hex(4)
     names = given.lane or list(LANES)
     groups = [names[first : first + _AT_ONCE] for first in range(0, len(names), _AT_ONCE)]
-    seconds = max(15.0, given.minutes * 60 / len(groups) - _ASIDE_S)
+    seconds = max(20.0, given.minutes * 60 / len(groups) - _ASIDE_S)
     print(f"seed {seed}: {len(names)} lanes, {seconds:.0f} s each", flush=True)
     if given.logs is not None:
         given.logs.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,9 @@ def main() -> int:
             for done in lanes.map(lambda name: _run(name, seed, seconds, given.logs), group):
                 accounts.append(Account(done))
                 _show(accounts[-1])
+                if given.logs is not None:
+                    told = "\n".join(accounts[-1].unexcused_in_full())
+                    (given.logs / f"{done.lane}.twice").write_text(told)
     print(table(accounts))
     wrong = [what for account in accounts for what in account.wrong()]
     print(f"\nseed {seed}: {'; '.join(wrong) or 'nothing lost, nothing twice without an excuse'}")

@@ -12,13 +12,15 @@ FEWEST, MOST = 2, 5
 FIRST = 3
 #: How often each is chosen.
 _WEIGHTS = {"kill": 3, "terminate": 2, "stop": 3, "hang": 1, "step": 2, "join": 2, "store": 2, "broker": 2}
-_OUTAGES_S = (0.3, 1.0, 2.5, 4.0, 7.0)
-_PAUSES_S = (0.3, 1.5, 3.0, 4.0)
+_OUTAGES_S = (0.3, 1.0, 2.5, 6.0, 9.0)
+_PAUSES_S = (0.3, 2.0, 6.0, 8.0)
 _STEPS_S = (3600.0, -3600.0, 90.0, -90.0, 0.0)
 #: Seconds of a broker's longest outage, and of the shortest run that has one.
 _LONG_S, _WITH_LONG_S = 30.0, 150.0
+#: Seconds in which a server starts, and beats come back to it.
+_BACK_S = 8.0
 #: Seconds at the end in which nothing new is done.
-QUIET_S = 5.0
+QUIET_S = 8.0
 
 
 class Event(NamedTuple):
@@ -90,7 +92,7 @@ class _Planner:
             if first and self.seconds >= _WITH_LONG_S:
                 way, lasts_s = self.broker_ways[0], min(_LONG_S, left_s)
             # A server takes its time to start, and beats to come back.
-            self.busy_until[what] = at_s + lasts_s + 6
+            self.busy_until[what] = at_s + lasts_s + _BACK_S
             self.events.append(Event(at_s, what, lasts_s=lasts_s, way=way))
         elif what == "join":
             self.alive.append(self.born)

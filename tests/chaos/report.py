@@ -41,6 +41,22 @@ class Account:
             named.append(f"taken by the broker and not kept: {len(self.run.vanished)}")
         return [f"{self.run.lane}: {one}" for one in [*named, *self.run.faults]]
 
+    def unexcused_in_full(self) -> list[str]:
+        """Return what is known of each run that came twice without an excuse, with the faults before it."""
+        told = []
+        for occurrence in sorted(self.unexcused):
+            for message in self._sent.messages[occurrence]:
+                near = [
+                    f"{hurt.kind} from {hurt.at - message.seen_at:+.2f} s to {hurt.until - message.seen_at:+.2f} s"
+                    for hurt in self.run.cluster.hurts
+                    if hurt.pid in (0, message.pid) and -12 < hurt.at - message.seen_at < 12
+                ]
+                arrived = (
+                    f"attempt {message.attempt} by {message.pid} seen {message.seen_at % 3600:.3f} s after the hour"
+                )
+                told.append(f"{occurrence}: {arrived}; {', '.join(near)}")
+        return told
+
     def rows(self) -> list[list[str]]:
         """Return a row of sums for all, for the time without a fault, and for each kind of fault."""
         by_kind: dict[str, list[Hurt]] = {}

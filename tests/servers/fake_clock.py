@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.servers.binaries import MissingServer
 
 _LIBRARIES = Path("/usr/lib")
-_LIBRARY = "faketime/libfaketime.so.1"
+_LIBRARY = "faketime/libfaketimeMT.so.1"
 
 
 class FakeClock:
