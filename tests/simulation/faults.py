@@ -119,6 +119,7 @@ def flaky_store(cluster: Cluster, node: Any) -> None:
     cluster.trouble(None, seconds, "flaky store")
 
 
+@_unless_kept
 def evict(cluster: Cluster, node: Any) -> None:
     """A membership vanishes from the store, under a node that is well."""
     if cluster.store.nodes:
@@ -149,7 +150,7 @@ def shaky_broker(cluster: Cluster, node: Any) -> None:
 
 def step_clock(cluster: Cluster, node: Any) -> None:
     """The wall clock of one host jumps by an hour, and is put right later."""
-    if not cluster.plan.steps:
+    if not cluster.plan.steps or cluster.world.now < cluster.unsettled_until:
         return
     random = cluster.world.random
     seconds, step_s = _how_long(cluster), random.choice((-_HOUR_S, _HOUR_S))
@@ -165,9 +166,11 @@ def step_clock(cluster: Cluster, node: Any) -> None:
 
 def step_store_clock(cluster: Cluster, node: Any) -> None:
     """The clock of the store's host jumps by an hour, and is put right later; the hosts of the nodes know better."""
-    if not (cluster.plan.steps and cluster.plan.store_clock):
+    if not (cluster.plan.steps and cluster.plan.store_clock) or cluster.world.now < cluster.unsettled_until:
         return
+    # Somebody has to be there who remembers what time it is.
     seconds = _how_long(cluster)
+    cluster.keep_until = cluster.world.now + seconds
     cluster.store.clock_error_s = cluster.world.random.choice((-_HOUR_S, _HOUR_S))
     cluster.world.after(seconds, setattr, cluster.store, "clock_error_s", 0.0)
     cluster.trouble(None, seconds, "clock step of the store")

@@ -62,6 +62,8 @@ class Promises:
         self.hand_over_us = round(cluster.settings.hand_over_s * 1e6)
         #: How far cluster time may be from the calendar.
         self.skew_us = round((_TRIP_S + cluster.plan.skew_s) * 1e6)
+        #: Without a clock to ask it may be late by as much as a heartbeat was on its way; never early.
+        self.late_us = self.skew_us + (0 if cluster.plan.store_clock else 8_000_000)
         self.runs: dict[tuple[str, int], Run] = {}
         self.counts: Counter[str] = Counter()
 
@@ -196,7 +198,7 @@ class Promises:
         self.counts["skipped"] += len(skipped)
         # Worked out at `since_us`; the newest that may have been old by then, and the oldest that may have been fresh.
         old_us = since_us - self.hand_over_us + self.skew_us
-        fresh_us = since_us - self.hand_over_us - self.skew_us
+        fresh_us = since_us - self.hand_over_us - self.late_us
         delay_us = round(planned.jitter_s * 1e6)
         if planned.catch_up.policy == "all" and skipped:
             self.fail("catch-up", f"{name}: {skipped} are lost")
