@@ -344,6 +344,34 @@ def test_a_schedule_with_its_own_timing_is_opaque(entry_schedule: BaseSchedule) 
     assert rule_for(entry_schedule) is None
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda app: schedule(timedelta(seconds=30), app=app),
+        lambda app: crontab(minute="*/5", hour="3", app=app),
+        lambda app: cron("5 */5 3 * * *", app=app),
+    ],
+)
+def test_equal_schedules_share_a_rule(app: Celery, make: Any) -> None:
+    one, other = make(app), make(app)
+    assert one is not other
+    assert rule_for(one) is rule_for(other)
+    # In another timezone it is another one, but for intervals.
+    with Celery("elsewhere", broker="memory://", set_as_current=False) as elsewhere:
+        elsewhere.conf.timezone = "Asia/Tokyo"
+        assert (rule_for(make(elsewhere)) is rule_for(one)) == (type(one) is schedule)
+
+
+def test_what_looks_alike_is_no_equal_schedule(app: Celery) -> None:
+    # A star makes it a wildcard rule, which runs in both of a repeated hour.
+    every_hour = crontab(minute="0", hour="*/1", app=app)
+    each_hour = crontab(minute="0", hour="0-22", app=app)
+    assert rule_for(every_hour) is not rule_for(each_hour)
+    starred, listed = crontab(minute="0", hour="*/8", app=app), crontab(minute="0", hour="0,8,16", app=app)
+    assert (starred.hour, starred.minute) == (listed.hour, listed.minute)
+    assert rule_for(starred) is not rule_for(listed)
+
+
 def test_a_method_that_was_put_on_the_object_makes_it_opaque() -> None:
     entry_schedule = crontab()
     entry_schedule.is_due = lambda last_run_at: (True, 1)

@@ -1,0 +1,79 @@
+"""What must not grow with the number of entries: an idle tick, and a change of membership for those that stay."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import pytest
+
+from celery_distsched import collector
+from celery_distsched.timetable import Timetable
+from tests.scheduler.cluster import HOURLY, Cluster, until
+
+_ENTRIES = {f"entry-{number}": HOURLY for number in range(2_000)}
+
+
+def test_an_idle_tick_walks_through_nothing_that_was_large_once(cluster: Cluster) -> None:
+    beat = cluster.beat(_ENTRIES)
+    beat.tick_until(lambda: beat.ready)
+    beat.tick()
+    ledger = beat.inner.dispatch.ledger
+    assert len(ledger.holdings) == len(_ENTRIES)
+    for names in (ledger.unread, ledger.busy):
+        assert sys.getsizeof(names) == sys.getsizeof(set())
+
+
+def test_who_loses_entries_to_a_new_node_looks_at_none_that_it_keeps(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = cluster.beat(_ENTRIES), cluster.beat(_ENTRIES)
+    first.tick_until(lambda: first.ready)
+    looked_at: list[str] = []
+    note = Timetable.set
+    own = first.inner.dispatch._timetable
+
+    def noted(timetable: Timetable, name: str, at_us: int) -> None:
+        if timetable is own:
+            looked_at.append(name)
+        note(timetable, name, at_us)
+
+    monkeypatch.setattr(Timetable, "set", noted)
+    second.start()
+    until(lambda: second.ready)
+    first.tick_until(lambda: len(first.inner.dispatch.ledger.share) < len(_ENTRIES))
+    kept = len(first.inner.dispatch.ledger.share)
+    assert 0 < kept < len(_ENTRIES)
+    assert len(own) == kept
+    assert looked_at == []
+    # It takes back what the other leaves, and looks at that alone.
+    second.close()
+    first.tick_until(lambda: len(own) == len(_ENTRIES))
+    assert len(set(looked_at)) == len(_ENTRIES) - kept
+
+
+def test_the_garbage_collector_goes_on_after_a_start(cluster: Cluster) -> None:
+    beat = cluster.beat(_ENTRIES)
+    beat.tick_until(lambda: beat.ready)
+    assert gc.isenabled()
+
+
+def test_a_garbage_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with collector.paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_a_garbage_collector_goes_on_after_an_error() -> None:
+    def load() -> None:
+        with collector.paused():
+            assert not gc.isenabled()
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        load()
+    assert gc.isenabled()
