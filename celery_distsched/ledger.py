@@ -276,8 +276,6 @@ class Ledger:
                     self._won(name, holdings[name], move.seen_in(answer.record, self.me))
                 if answer.record is None:
                     self.unread.add(name)
-                elif answer.won:
-                    self._know(name, move.new)
                 else:
                     self._learn(name, answer.record)
 

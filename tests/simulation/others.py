@@ -1,7 +1,9 @@
 from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
 from tests.simulation.node import Node
 from tests.simulation.plan import Plan
 
