@@ -22,16 +22,20 @@ TTL_S = 2.0
 IN_FORCE, NOT_IN_FORCE = "exactly once enqueued", "claimed, sent and confirmed one after the other"
 
 
-class ConsumedQueue(acceptance.Queue):
+class ConsumedQueue(acceptance.RedisQueue):
     """The queue as a worker leaves it, empty; what has been in it survives a restart of the server."""
 
-    def _watch(self, client: Any, over: threading.Event) -> None:
-        while not over.wait(0.003):
-            with suppress(redis.ConnectionError):
-                while client.lmove("celery", "consumed", "RIGHT", "LEFT"):
-                    pass
-                new = client.lrange("consumed", 0, -len(self.messages) - 1)
-                self.messages += [acceptance._message(text, time.time()) for text in reversed(new)]
+    def _watch(self, over: threading.Event) -> None:
+        with self._client() as client:
+            while not over.wait(0.003):
+                with suppress(redis.RedisError):
+                    while client.lmove("celery", "consumed", "RIGHT", "LEFT"):
+                        pass
+                    new = client.lrange("consumed", 0, -len(self.messages) - 1)
+                    seen_at = time.time()
+                    self.messages += [
+                        acceptance.message_of(json.loads(text)["headers"], seen_at) for text in reversed(new)
+                    ]
 
 
 class Cluster(AcceptanceCluster):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.acceptance.cluster import wait_for_a_burst
-from tests.acceptance.queue import Queue
+from tests.acceptance.queue import Queue, RedisQueue
 from tests.same_redis.storm import IN_FORCE, NOT_IN_FORCE, TTL_S, Cluster, ConsumedQueue
 from tests.servers import RedisServer, Server
 from tests.wire import Wire
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture
 def queue(url: str) -> Queue:
     """The list is in the same database as the ledger."""
-    return Queue(url)
+    return RedisQueue(url)
 
 
 @pytest.fixture
