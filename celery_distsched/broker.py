@@ -82,9 +82,9 @@ class Broker:
         self._producer.publish = lambda *args, **kwargs: publish(*args, **{**bounds, **kwargs})
 
     @property
-    def connected(self) -> bool:
-        """Whether there is a connection, as far as is known; asks nobody."""
-        return self._connection is not None
+    def current(self) -> Any:
+        """The connection that there is, or None; asks nobody whether it still lives."""
+        return self._connection
 
     @property
     def connection(self) -> Any:

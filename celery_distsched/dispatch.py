@@ -226,9 +226,9 @@ class Dispatch:
             return None, self._slice
         now = self._clock.elapsed()
         same_redis = self._fast_way.same_redis(now)
-        if same_redis is not None:
-            return same_redis, _FAST_SLICE
-        return None, self._slice if self._fast_way.slices(now) is None else _LARGE_SLICE
+        if self._fast_way.surveying or (same_redis is None and self._fast_way.slices(now) is None):
+            return same_redis, self._slice
+        return same_redis, _LARGE_SLICE if same_redis is None else _FAST_SLICE
 
     def _enqueue(self, claims: dict[str, Move], same_redis: SameRedis) -> None:
         """Claim and push in one step those for which that can be done, and take them out."""

@@ -92,17 +92,17 @@ class FastWay:
 
     def _look_at_broker(self, now: float) -> str | None:
         broker = self._scheduler.broker
-        if now < self._look_again_at and not (broker.connected and broker.connection is not self._connection):
-            if self._lane is None:
-                return self._why_no_lane
-            return "the broker has to be connected to anew" if not broker.connected else self._lane.messages.hooks()
+        if self._lane is not None and broker.current is self._connection:
+            return self._lane.messages.hooks()
+        # One that is made by others is as good as ours, and shows that the broker is there.
+        if self._lane is None and broker.current in (None, self._connection) and now < self._look_again_at:
+            return self._why_no_lane
         began = time.perf_counter()
         self._lane = None
         try:
             self._connection = broker.connection
             self._why_no_lane = self._new_lane(self._connection)
-            # One that is good is good for as long as the connection is, unless it says otherwise.
-            wait_s = _LOOK_AGAIN_S if self._lane is None else float("inf")
+            wait_s = _LOOK_AGAIN_S
         except Exception as exc:  # noqa: BLE001  (whatever is wrong with the broker, the ordinary way reports it)
             self._lane, self._connection, self._why_no_lane = None, None, f"the broker cannot be asked: {exc}"
             # Whoever lets us wait is not asked again soon: the heartbeat stops for a loop that stands still.
@@ -160,6 +160,11 @@ class FastWay:
             "".join(f"; not for {count}, because {why}" for why, count in reasons.most_common(5)),
             f"; and {len(reasons) - 5} other reasons" if len(reasons) > 5 else "",
         )
+
+    @property
+    def surveying(self) -> bool:
+        """Whether there are entries that nobody has looked at yet, which takes as long as ten messages."""
+        return self._survey is not None
 
     # Each entry
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from celery_distsched.broker import Broker, Outcome
@@ -79,8 +80,11 @@ class AmqpSlices:
         """Write them and wait for the broker's answers; one bounded attempt. Returns what became of each."""
         self._outcomes = [Outcome.UNKNOWN] * len(frames)
         connection = self._channel.connection
-        if connection is None:
-            # Closed since the last slice: nothing is written.
+        try:
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=0)
+        except Exception as exc:  # noqa: BLE001  (closed since the last slice, in any way: nothing has been written)
+            logger.error("%d messages: %s: %s", len(frames), Outcome.REFUSED.meaning, exc)  # noqa: TRY400
             self._broker.drop()
             return [Outcome.REFUSED] * len(frames)
         self._waiting = {self._written + number: number - 1 for number in range(1, len(frames) + 1)}

@@ -12,9 +12,9 @@ from typing import Any
 
 import redis
 
+from tests.acceptance import queue as acceptance
 from tests.acceptance.cluster import Cluster as AcceptanceCluster
 from tests.acceptance.cluster import wait_for_a_burst
-from tests.acceptance.queue import Queue, RedisQueue, message_of
 from tests.servers import ServerFailed
 
 TTL_S = 2.0
@@ -22,7 +22,7 @@ TTL_S = 2.0
 IN_FORCE, NOT_IN_FORCE = "exactly once enqueued", "claimed, sent and confirmed one after the other"
 
 
-class ConsumedQueue(RedisQueue):
+class ConsumedQueue(acceptance.RedisQueue):
     """The queue as a worker leaves it, empty; what has been in it survives a restart of the server."""
 
     def _watch(self, over: threading.Event) -> None:
@@ -32,13 +32,18 @@ class ConsumedQueue(RedisQueue):
                     while client.lmove("celery", "consumed", "RIGHT", "LEFT"):
                         pass
                     new = client.lrange("consumed", 0, -len(self.messages) - 1)
-                    self.messages += [message_of(json.loads(text)["headers"], time.time()) for text in reversed(new)]
+                    seen_at = time.time()
+                    self.messages += [
+                        acceptance.message_of(json.loads(text)["headers"], seen_at) for text in reversed(new)
+                    ]
 
 
 class Cluster(AcceptanceCluster):
     """Beats that send every run, however late, so that whatever is missing is lost."""
 
-    def __init__(self, queue: Queue, *, entries: int = 60, store: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self, queue: acceptance.Queue, *, entries: int = 60, store: str | None = None, **settings: Any
+    ) -> None:
         super().__init__(store or queue.url, queue, entries=entries, ttl_s=TTL_S)
         self.change(distsched_catch_up="all", **settings)
 

@@ -127,6 +127,21 @@ def _timeless(text: bytes, other: bytes) -> str:
     return result
 
 
+def timeless(sent: Any, other: Any) -> Any:
+    """Return what was sent without what may differ: a text of Redis, or body and properties of RabbitMQ."""
+    if isinstance(sent, bytes):
+        return _timeless(sent, other)
+    body, properties = sent
+    headers = dict(properties["application_headers"])
+    if headers["expires"] is not None:
+        apart = datetime.fromisoformat(headers["expires"]) - datetime.fromisoformat(
+            other[1]["application_headers"]["expires"]
+        )
+        assert abs(apart) < timedelta(seconds=20)
+        headers["expires"] = "then"
+    return body, {**properties, "application_headers": headers}
+
+
 def app_of(schedule: Mapping[str, Mapping[str, Any]], **conf: Any) -> Celery:
     """Return an app with these entries, hourly unless they say otherwise, and some tasks to send."""
     app = Celery("two ways", set_as_current=False)

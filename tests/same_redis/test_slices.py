@@ -1,0 +1,218 @@
+"""Where claim and push cannot be one step, what is claimed is sent in slices: the same messages, each answered for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from kombu.connection import Connection
+
+from celery_distsched import DistributedScheduler
+from celery_distsched.broker import Outcome
+from celery_distsched.entries import PlannedEntry
+from celery_distsched.fast_way import FastWay
+from tests.same_redis.sending import run
+from tests.same_redis.test_messages import ENTRIES
+from tests.same_redis.two_ways import INSTANT_US, app_of, timeless
+from tests.same_redis.watched import ORDINARY, Watch
+from tests.scheduler.cluster import HOURLY, Beat, Cluster
+from tests.servers import RabbitServer, RedisServer
+
+IN_SLICES = "claimed, sent and confirmed one after the other, in slices"
+OTHER = {"nightly": HOURLY, "hourly": HOURLY}
+
+
+class Sending:
+    """A scheduler whose ledger is somewhere else than its broker, and what it leaves in the broker's queues."""
+
+    def __init__(self, app: Celery, broker: str) -> None:
+        app.conf.update(
+            broker_url=broker, distsched_url="memory://slices", distsched_namespace="slices", result_expires=None
+        )
+        self.app = app
+        self.scheduler = DistributedScheduler(app)
+        self.way = FastWay(self.scheduler, self.scheduler.node_id)
+        self.planned = self.scheduler._plan()
+        self.way.set_entries(self.planned)
+
+    def slice(self, *names: str) -> dict[str, list[Outcome]]:
+        """Send one occurrence of each in a slice."""
+        assert self.way.slices(1e6) is not None, self.way._why_no_lane
+        due = dict.fromkeys(names, (INSTANT_US,))
+        messages = self.way.messages(due)
+        assert messages.keys() == due.keys(), self.way._publisher
+        return self.way.send({name: (due[name], messages[name]) for name in names})
+
+    def ordinary(self, planned: PlannedEntry) -> None:
+        assert self.scheduler._send(planned, INSTANT_US, 1) is Outcome.ACCEPTED
+
+    def close(self) -> None:
+        self.app.close()
+        self.scheduler.close()
+        self.scheduler.driver.close()
+
+
+NewSending = Callable[..., Sending]
+
+
+@pytest.fixture
+def sending(request: pytest.FixtureRequest) -> Iterator[NewSending]:
+    made: list[Sending] = []
+
+    def new(broker: str, schedule: dict[str, Any], **conf: Any) -> Sending:
+        made.append(Sending(app_of(schedule, **conf), broker))
+        return made[-1]
+
+    yield new
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def rabbit(rabbit_server: RabbitServer) -> str:
+    return rabbit_server.url()
+
+
+def _from_rabbit(url: str, queue: str) -> tuple[bytes, dict[str, Any]]:
+    """Take the one message that is in a queue: its body and all its properties."""
+    with Connection(url) as connection:  # type: ignore[no-untyped-call]
+        channel = connection.default_channel
+        message = channel.basic_get(queue, no_ack=True)
+        assert message is not None, "nothing was sent"
+        assert channel.basic_get(queue, no_ack=True) is None, "more than one was sent"
+        return message.body, {**message.properties, "routing": message.delivery_info["routing_key"]}
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_a_message_in_a_slice_to_rabbitmq_is_what_apply_async_sends(
+    rabbit: str, sending: NewSending, entry: dict[str, Any]
+) -> None:
+    queue = "reports" if entry.get("options", {}).get("queue") else "its own" if entry.get("task") == "own" else "mine"
+    both = sending(rabbit, {"größe %s": entry}, task_default_queue="mine")
+    assert both.slice("größe %s") == {"größe %s": [Outcome.ACCEPTED]}
+    sliced = _from_rabbit(rabbit, queue)
+    both.ordinary(both.planned["größe %s"])
+    assert timeless(sliced, ordinary := _from_rabbit(rabbit, queue)) == timeless(ordinary, ordinary)
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_a_message_in_a_slice_to_redis_is_what_apply_async_pushes(
+    redis_server: RedisServer, sending: NewSending, entry: dict[str, Any]
+) -> None:
+    with redis.Redis.from_url(redis_server.url(path="/6")) as client:
+        client.flushdb()
+        both = sending(
+            redis_server.url(path="/6"), {"größe %s": entry}, broker_transport_options={"global_keyprefix": "mine:"}
+        )
+        assert both.slice("größe %s") == {"größe %s": [Outcome.ACCEPTED]}
+        left = []
+        for _ in range(2):
+            (key,) = (key for key in client.keys("mine:*") if client.type(key) == b"list")
+            left.append((key, client.lrange(key, 0, -1)))
+            client.delete(key)
+            both.ordinary(both.planned["größe %s"])
+        (key, (sliced,)), (other, (ordinary,)) = left
+        assert key == other
+        assert timeless(sliced, ordinary) == timeless(ordinary, ordinary)
+
+
+def test_a_body_of_many_frames_arrives_whole(rabbit: str, sending: NewSending) -> None:
+    both = sending(rabbit, {"large": {"args": ["x" * 400_000]}}, task_default_queue="large")
+    assert both.slice("large") == {"large": [Outcome.ACCEPTED]}
+    body, _ = _from_rabbit(rabbit, "large")
+    assert len(body) > 400_000
+    assert len(set(body[20:300_000])) == 1
+
+
+def test_a_list_that_refuses_costs_no_other(redis_server: RedisServer, sending: NewSending) -> None:
+    with redis.Redis.from_url(redis_server.url(path="/6")) as client:
+        client.flushdb()
+        schedule = {"barred": {"options": {"queue": "taken"}}, "free": {}, "too": {}}
+        both = sending(redis_server.url(path="/6"), schedule)
+        both.slice(*schedule)
+        client.flushdb()
+        client.set("taken", "by somebody")
+        assert both.slice(*schedule) == {
+            "barred": [Outcome.REJECTED],
+            "free": [Outcome.ACCEPTED],
+            "too": [Outcome.ACCEPTED],
+        }
+        assert client.llen("celery") == 2
+        assert "barred" not in both.way.messages({"barred": (INSTANT_US,)})
+
+
+@pytest.mark.parametrize("in_slices", [True, False], ids=["in a slice", "one by one"])
+def test_a_queue_that_is_full_rejects_its_message_alone(rabbit: str, sending: NewSending, in_slices: bool) -> None:
+    with Connection(rabbit) as connection:  # type: ignore[no-untyped-call]
+        full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        channel = connection.default_channel
+        channel.queue_delete("full")
+        channel.queue_declare("full", durable=True, auto_delete=False, arguments=full)
+        channel.basic_publish(channel.prepare_message(b"there"), exchange="", routing_key="full")
+    # Declared by somebody else, and so not by Celery.
+    both = sending(rabbit, {"rejected": {"options": {"queue": "full", "declare": []}}, "free": {}})
+    if in_slices:
+        assert both.slice("rejected", "free") == {"rejected": [Outcome.REJECTED], "free": [Outcome.ACCEPTED]}
+    else:
+        assert both.scheduler._send(both.planned["rejected"], INSTANT_US, 1) is Outcome.REJECTED
+
+
+def test_a_channel_that_the_broker_closes_leaves_unknown_what_it_had_not_confirmed(
+    rabbit: str, sending: NewSending
+) -> None:
+    with Connection(rabbit) as connection:  # type: ignore[no-untyped-call]
+        connection.default_channel.exchange_declare("gone", "direct", durable=True, auto_delete=False)
+    both = sending(rabbit, {"free": {}})
+    slices: Any = both.way.slices(1e6)
+    (message,) = both.way.messages({"free": (INSTANT_US,)})["free"]
+    # As when an exchange is deleted behind our back.
+    astray = message.replace(b"\x00\x06celery\x00", b"\x04gone\x02xx\x00") if b"\x00\x06celery\x00" in message else b""
+    assert astray
+    with Connection(rabbit) as connection:  # type: ignore[no-untyped-call]
+        connection.default_channel.exchange_delete("gone")
+    assert Outcome.ACCEPTED not in slices.send([astray, message])[:1]
+    # The next slice has another connection.
+    assert both.slice("free") == {"free": [Outcome.ACCEPTED]}
+
+
+def test_a_broker_that_is_gone_has_taken_nothing_that_is_called_accepted(sending: NewSending) -> None:
+    with RedisServer() as server:
+        both = sending(server.url(path="/0"), {"one": {}, "two": {}})
+        both.slice("one")
+        server.kill()
+        assert both.way.slices(2e6) is not None
+        outcomes = both.slice("one", "two")
+        assert {outcome for some in outcomes.values() for outcome in some} <= {Outcome.UNKNOWN, Outcome.REFUSED}
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbit"])
+def test_a_beat_sends_its_slices_and_confirms_them(
+    redis_server: RedisServer, rabbit: str, log: Callable[[], list[str]], broker: str
+) -> None:
+    cluster = Cluster("memory://beat", broker=rabbit if broker == "rabbit" else redis_server.url(path="/6"), ttl_s=5.0)
+    names = [f"entry {number}" for number in range(1200)]
+    cluster.seed(*names)
+    beat = Beat(cluster.app(dict.fromkeys(names, HOURLY)))
+    try:
+        beat.tick_until(lambda: cluster.settled(*names), within_s=30)
+    finally:
+        beat.close()
+    sent = cluster.sent()
+    cluster.close()
+    assert sorted(message.entry for message in sent) == sorted(names)
+    assert all(message.attempt == 1 for message in sent)
+    assert beat.counts["accepted"] == len(names)
+    assert [line for line in log() if line.startswith(f"{IN_SLICES}, for 1200 of 1200 entries")]
+
+
+def test_switched_off_no_slice_is_made(redis_server: RedisServer, log: Callable[[], list[str]]) -> None:
+    cluster = Cluster("memory://off", broker=redis_server.url(path="/6"), ttl_s=5.0)
+    watch = Watch(redis_server.url(path="/6"))
+    run(cluster, cluster.app(OTHER, distsched_fast_publish=False))
+    assert watch.ways() == {name: [ORDINARY] for name in OTHER}
+    watch.close()
+    cluster.close()
+    assert not [line for line in log() if line.startswith(IN_SLICES)]
