@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import socket
 import threading
@@ -102,11 +103,17 @@ CASES = [
 
 
 @pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
-    """Everything that anybody logs, tracebacks included."""
-    caplog.set_level(logging.DEBUG)
-    caplog.handler.setFormatter(logging.Formatter("%(name)s %(message)s %(args)s"))
-    return lambda: caplog.text
+def logged() -> Iterator[Callable[[], str]]:
+    """Everything that anybody logs, with the arguments, and tracebacks."""
+    text = io.StringIO()
+    handler, root = logging.StreamHandler(text), logging.getLogger()
+    handler.setFormatter(logging.Formatter("%(name)s %(message)s %(args)s"))
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield text.getvalue
+    root.setLevel(level)
+    root.removeHandler(handler)
 
 
 def shows_no_secret(text: str) -> None:
