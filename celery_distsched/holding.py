@@ -145,8 +145,11 @@ class Holding:
         if self.record is None:
             return None
         base = self.record.without(self.instants(Phase.DONE))
-        sending = {at: mark for at, mark in base.open.items() if mark == me and self.phases.get(at) is Phase.SENDING}
-        free = tuple(at for at, mark in base.open.items() if mark == me and at not in sending)
+        mine = {at: mark for at, mark in base.open.items() if mark == me}
+        sending = {at: mark for at, mark in mine.items() if self.phases.get(at) is Phase.SENDING}
+        # An earlier attempt may have left too; in at_most_once such a run is given up at once.
+        tried = () if at_most_once else tuple(at for at in mine if self.attempts.get(at))
+        free = tuple(at for at in mine if at not in sending and at not in tried)
         # What may have left must not be sent by somebody else where no run may be doubled. Elsewhere its mark stays: if
         # the send comes through after all it is confirmed late, and if not it is taken over like any dead node's.
         dropped = sending if at_most_once else {}

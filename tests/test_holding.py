@@ -148,3 +148,14 @@ def test_leaving_frees_what_was_not_sent_closes_what_was_and_keeps_what_is_on_it
     assert (move.new, move.dropped) == (Record(12, {9: HANDED_BACK, 11: OTHER}), {10: ME})
     assert not move.fenced
     assert Holding(Record(12, {11: OTHER})).hand_back(ME) is Holding().hand_back(ME) is None
+
+
+def test_what_was_tried_and_not_answered_is_left_to_a_takeover_and_so_sent_again_as_a_further_attempt() -> None:
+    record = Record(12, {11: ME, 12: ME})
+    held = Holding(record, phases={11: Phase.CLAIMED, 12: Phase.CLAIMED}, attempts={11: 1, 12: 0})
+    move = held.hand_back(ME)
+    assert move is not None
+    assert move.new.open == {11: ME, 12: HANDED_BACK}
+    move = held.hand_back(ME, at_most_once=True)
+    assert move is not None
+    assert move.new.open == {11: HANDED_BACK, 12: HANDED_BACK}, "there it was given up, unless the broker said no"

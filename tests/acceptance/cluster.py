@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import time
@@ -160,7 +161,7 @@ class Cluster:
     @contextmanager
     def during(self, outage: Outage) -> Iterator[None]:
         """Have a server away inside; the beats' own affairs are for the caller."""
-        hurt = Hurt(outage.kind, 0, time.time())
+        hurt = Hurt(outage.kind, 0, time.time(), stretch=_stretch())
         self.hurts.append(hurt)
         outage.begin()
         try:
@@ -242,13 +243,20 @@ class Cluster:
         # After an outage a beat has to join again before it can confirm what it had sent.
         again_s = self._ttl_s + 1
         gone = [one.at for one in self.outages if one.kind.startswith("store") and now <= one.until + again_s]
-        self.hurts.append(Hurt(kind, beat.beat_pid, now, cut_off_at=min(gone, default=float("inf"))))
+        self.hurts.append(
+            Hurt(kind, beat.beat_pid, now, cut_off_at=min(gone, default=float("inf")), stretch=_stretch())
+        )
         return self.hurts[-1]
 
     def _over(self, hurt: Hurt) -> Hurt:
         over = hurt._replace(until=time.time())
         self.hurts[self.hurts.index(hurt)] = over
         return over
+
+
+def _stretch() -> float:
+    """How much slower than alone each process is: where others work too, a tenth of a second of work takes longer."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def wait_for_a_burst() -> None:

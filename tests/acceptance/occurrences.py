@@ -39,21 +39,24 @@ class Hurt(NamedTuple):
     until: float = float("inf")
     #: When the store had gone, where this befell a beat that had not been able to confirm since.
     cut_off_at: float = float("inf")
+    #: How many times as long as on an idle machine it takes to confirm.
+    stretch: float = 1.0
 
     def kept_from_confirming(self, message: Message) -> bool:
         """Say whether this befell the sender between the broker's acceptance of a message and its confirm.
 
         Of a broker that went away, or came back to what had queued up for it, no sender had an answer.
         """
+        unconfirmed_s = _UNCONFIRMED_S * self.stretch
         if self.kind.startswith("broker"):
-            return self.at - _UNCONFIRMED_S <= message.seen_at <= self.until + _UNCONFIRMED_S
+            return self.at - unconfirmed_s <= message.seen_at <= self.until + unconfirmed_s
         if message.pid != self.pid or (self.kind == "SIGTERM" and self.cut_off_at > self.at):
             return False
-        return min(self.at, self.cut_off_at) - _UNCONFIRMED_S <= message.seen_at <= self.at + _UNCONFIRMED_S
+        return min(self.at, self.cut_off_at) - unconfirmed_s <= message.seen_at <= self.at + unconfirmed_s
 
     def came_between_check_and_write(self, message: Message) -> bool:
         """Say whether the sender may have been stopped between its last check and the write, which then came late."""
-        late = 0 <= message.seen_at - self.until <= _UNCONFIRMED_S
+        late = 0 <= message.seen_at - self.until <= _UNCONFIRMED_S * self.stretch
         return message.pid == self.pid and self.kind in ("SIGSTOP", "hung") and late
 
 

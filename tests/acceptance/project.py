@@ -29,6 +29,11 @@ if "FAKETIME_TIMESTAMP_FILE" in os.environ:
     # Python sleeps until a moment of the clock that never steps; libfaketime takes that for one of the wall clock.
     time.sleep = lambda seconds: select.select([], [], [], float(seconds)) and None
 
+if "ACCEPTANCE_CLOCK" in os.environ:
+    _offset, _time_ns = Path(os.environ["ACCEPTANCE_CLOCK"]), time.time_ns
+    time.time_ns = lambda: _time_ns() + round(float(_offset.read_text()) * 1e9)
+    time.time = lambda: time.time_ns() / 1e9
+
 
 def _hang_if_told_to(**kwargs: Any) -> None:
     while Path(os.environ["ACCEPTANCE_HANG"]).exists():

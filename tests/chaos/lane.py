@@ -17,7 +17,7 @@ from tests.acceptance.outages import Outage
 from tests.acceptance.queue import Message, Queue
 from tests.chaos.plan import FIRST, Event, Plan, has_own_clock
 from tests.servers import Server
-from tests.servers.fake_clock import FakeClock
+from tests.servers.fake_clock import FakeClock, PythonClock
 
 #: As it is by default.
 TTL_S = 5.0
@@ -96,7 +96,7 @@ def run(lane: Lane, plan: Plan, logs: Path | None = None) -> Run:
         for future in futures:
             _note_error(future, faults)
         ended = time.time()
-        _settle(cluster, began, ended)
+        settle(cluster, began, ended)
         for beat in cluster.beats:
             if beat.exit_code not in (None, 0) and not any(
                 hurt.pid == beat.beat_pid and hurt.kind in ("kill -9", "SIGTERM") for hurt in cluster.hurts
@@ -107,7 +107,7 @@ def run(lane: Lane, plan: Plan, logs: Path | None = None) -> Run:
     return Run(lane.name, began, ended, cluster, lane.queue.vanished(), faults)
 
 
-def _settle(cluster: Cluster, began: float, ended: float) -> None:
+def settle(cluster: Cluster, began: float, ended: float) -> None:
     """Wait for as long as there is something left to send, and some of it is sent."""
     left, progress_at = float("inf"), time.monotonic()
     while left and time.monotonic() - progress_at < SETTLE_S:
@@ -124,7 +124,7 @@ class _Hand:
         self._clocks: dict[int, FakeClock] = {}
 
     def clock_of(self, beat: int) -> FakeClock:
-        return self._clocks.setdefault(beat, FakeClock())
+        return self._clocks.setdefault(beat, PythonClock())
 
     def do(self, event: Event, began: float) -> None:
         time.sleep(max(0.0, began + event.at_s - time.time()))

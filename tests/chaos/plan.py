@@ -83,6 +83,8 @@ class _Planner:
 
     def add(self, at_s: float) -> None:
         possible = self.possible(at_s)
+        if not possible:
+            return
         what = self.rng.choices(possible, [_WEIGHTS[one] for one in possible])[0]
         left_s = self.seconds - QUIET_S - at_s
         if what in ("store", "broker"):

@@ -23,7 +23,7 @@ from tests.acceptance.beat import Beat
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.outages import Outage
 from tests.acceptance.rhythms import SECOND_US
-from tests.chaos.lane import Lane, Run
+from tests.chaos.lane import Lane, Run, settle
 from tests.chaos.lanes import LANES, lane
 from tests.chaos.report import Account
 
@@ -100,11 +100,11 @@ def soak(place: Lane, seconds: float) -> Soak:
         while time.time() < began + seconds:
             one_round(cluster, next(outages), crash=crash)
             crash = not crash
-            cluster.wait_until_each_sends(lasting, within_s=20)
+            cluster.wait_until_each_sends(lasting, within_s=90)
             time.sleep(_REST_S)
             samples.append(measured(lasting, place))
         ended = time.time()
-        cluster.settle(began, ended, within_s=20)
+        settle(cluster, began, ended)
         stayed = all(beat.exit_code is None for beat in lasting)
     run = Run(place.name, began, ended, cluster, place.queue.vanished(), [] if stayed else ["a beat ended by itself"])
     return Soak(Account(run), samples)

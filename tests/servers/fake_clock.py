@@ -42,3 +42,14 @@ class FakeClock:
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
         }
+
+
+class PythonClock(FakeClock):
+    """The same for a Python process that looks at this variable, and for nothing that it does in C.
+
+    libfaketime now and then stops a process with threads for seconds when its clock is stepped.
+    """
+
+    def environment(self) -> dict[str, str]:
+        """Return where the offset is to be read."""
+        return {"ACCEPTANCE_CLOCK": str(self._file)}
