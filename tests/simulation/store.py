@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery_distsched.drivers import Answer, Driver, Member, StoreUrl, Swap
 from celery_distsched.drivers.base import Claim, PushRefused
-from celery_distsched.schedule_epoch import RESERVED
 from celery_distsched.errors import LeaseLost, StoreUnavailable
+from celery_distsched.schedule_epoch import RESERVED
 from tests.simulation.world import EPOCH_S, World
 
 if TYPE_CHECKING:
