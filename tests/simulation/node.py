@@ -56,22 +56,26 @@ class Interrupts:
             self._close()
 
 
-class SameRedis:
-    """Claim and push in one step: the queue is in the store."""
+class OneStep:
+    """The fast way where the queue is in the store: claim and push in one step."""
+
+    surveying = False
 
     def __init__(self, driver: SimulatedDriver) -> None:
         self.claim_and_push = driver.claim_and_push
-        self._broker = driver.cluster.broker
 
-    def ready(self, now: float) -> bool:
-        return True
+    def same_redis(self, now: float) -> OneStep:
+        return self
 
-    def messages(self, planned: PlannedEntry, instants: Sequence[int]) -> list[Push]:
-        return [Push("queue", str(instant)) for instant in instants]
+    def slices(self, now: float) -> None: ...
 
-    def elsewhere(self) -> None: ...
-    def refused(self, planned: PlannedEntry, error: str) -> None: ...
-    def note(self, planned: PlannedEntry, instants: Sequence[int]) -> None: ...
+    def messages(self, due: Mapping[str, Sequence[int]]) -> dict[str, list[Push]]:
+        return {name: [Push("queue", str(instant)) for instant in instants] for name, instants in due.items()}
+
+    def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None: ...
+    def look_again(self) -> None: ...
+    def avoid(self, name: str, error: str) -> None: ...
+    def note(self, name: str, instants: Sequence[int]) -> None: ...
 
 
 class Node:
@@ -93,7 +97,7 @@ class Node:
         self.dispatch = Dispatch(
             self.driver, self.pool, progress, self.clock, settings,
             send=self._send, probe=self._probe,
-            same_redis=SameRedis(self.driver) if cluster.plan.same_redis else None,  # type: ignore[arg-type]
+            fast_way=OneStep(self.driver) if cluster.plan.same_redis else None,  # type: ignore[arg-type]
             interrupts=self.interrupts,  # type: ignore[arg-type]
         )  # fmt: skip
         self.heartbeat = Heartbeat(self.driver, self.pool, self.clock, progress, host=host, cluster="c")
