@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from celery_distsched.drivers.base import Answer, Driver, Member, Swap
@@ -18,9 +19,15 @@ GROUP = "celery_distsched.drivers"
 _EXTRAS = {"redis": "redis", "sentinel": "redis", "etcd": "etcd", "consul": "consul"}
 
 
+@cache
+def _known() -> dict[str, EntryPoint]:
+    # Reads the metadata of every package that is installed.
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
 def driver_class(scheme: str) -> type[Driver]:
     """Return the driver of this URL scheme; raises `ConfigError` naming those that there are."""
-    known = {point.name: point for point in entry_points(group=GROUP)}
+    known = _known()
     if scheme not in known:
         near = difflib.get_close_matches(scheme, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
