@@ -38,8 +38,8 @@ def main() -> None:
             bench.begin(part.budget_s)
             sections.append(part.run(bench))
             print(f"\n{sections[-1].markdown()}\n", flush=True)
-        facts = machine.lines(bench, load)
-    _write(sections, facts, folder)
+            # After each part: a run that is stopped keeps what it has found.
+            _write(sections, machine.lines(bench, load), folder)
     bench.say(f"written: {folder / 'RESULTS.md'}")
 
 

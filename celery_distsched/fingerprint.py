@@ -7,13 +7,15 @@ processes: no `repr`, no pickle, no memory address. Of an object that has no can
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any
 
+import celery.schedules
 from celery.beat import ScheduleEntry
 
 
@@ -27,19 +29,26 @@ def fingerprint(entry: ScheduleEntry, ours: Mapping[str, Any]) -> str:
     plain = [entry.task, list(entry.args or ()), dict(entry.kwargs or {}), dict(entry.options or {}), dict(ours)]
     content = [_schedule(entry.schedule), plain]
     try:
-        text = json.dumps(content, sort_keys=True, default=_canonical)
+        text = _ENCODER.encode(content)
     except (TypeError, ValueError, RecursionError):
         # Keys that are no texts, or values that hold themselves.
         text = json.dumps(_plain(content), sort_keys=True)
-    return blake2b(text.encode(), digest_size=8).hexdigest()
+    # Equal entries share it, with each other and with their records.
+    return sys.intern(blake2b(text.encode(), digest_size=8).hexdigest())
 
 
 def _schedule(schedule: Any) -> Any:
-    # Celery's schedules, and ours, say there what they were made of.
-    says = "__reduce__" in {name for kind in type(schedule).__mro__[:-1] for name in vars(kind)}
-    made_of = schedule.__reduce__()[1:] if says else vars(schedule)
-    # A `crontab` means another time in another timezone, which it takes from the app.
-    return [_name(type(schedule)), _plain(made_of), str(getattr(schedule, "tz", None))]
+    kind = type(schedule)
+    made_of = schedule.__reduce__()[1:] if _says(kind) else vars(schedule)
+    # A `crontab` means another time in another timezone, which it takes from the app; a plain interval does not.
+    anywhere = kind is celery.schedules.schedule and not schedule.relative
+    return [_name(kind), _plain(made_of), None if anywhere else str(getattr(schedule, "tz", None))]
+
+
+@lru_cache
+def _says(kind: type) -> bool:
+    """Celery's schedules, and ours, say there what they were made of."""
+    return any("__reduce__" in vars(base) for base in kind.__mro__[:-1])
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
@@ -47,11 +56,11 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return value
     if depth > 20:
         return _name(type(value))
+    if isinstance(value, (list, tuple)):
+        return [_plain(held, depth + 1) for held in value]
     if isinstance(value, Mapping):
         pairs = ([_plain(key, depth + 1), _plain(held, depth + 1)] for key, held in value.items())
         return sorted(pairs, key=json.dumps)
-    if isinstance(value, (list, tuple)):
-        return [_plain(held, depth + 1) for held in value]
     if isinstance(value, (set, frozenset)):
         return sorted((_plain(held, depth + 1) for held in value), key=json.dumps)
     return _canonical(value)
@@ -75,3 +84,6 @@ def _canonical(value: Any) -> Any:
 
 def _name(thing: Any) -> str:
     return f"{thing.__module__}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, default=_canonical)

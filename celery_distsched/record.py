@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii
@@ -22,6 +23,11 @@ class Version(NamedTuple):
 
     fingerprint: str
     epoch: int
+
+
+def _version(fingerprint: str, epoch: int) -> Version:
+    # The text is the same as its entry's, nearly always.
+    return Version(sys.intern(fingerprint), epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,7 @@ class Record:
         try:
             stored = json.loads(text)
             last, marks, paused = stored["last"], stored.get("open", {}), stored.get("paused", False)
-            version = Version(*stored["version"]) if "version" in stored else None
+            version = _version(*stored["version"]) if "version" in stored else None
             record = cls(last, {int(instant): mark for instant, mark in marks.items()} or _NOTHING, paused, version)
         except (KeyError, TypeError, AttributeError, ValueError) as exc:
             raise ValueError(f"not a record: {text[:80]!r} ({exc!r})") from exc
