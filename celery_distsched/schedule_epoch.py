@@ -22,7 +22,7 @@ _KEY = f"{RESERVED}schedule"
 #: With ten bits an entry, about one absent name in a hundred looks present.
 _BITS_PER_NAME = 10
 _PROBES = 7
-#: Two of them, as text, must fit into one value of Consul, which refuses a transaction with one of more than about 380 KB.
+#: Two of them, as text, must fit into one value of Consul, which refuses a transaction with more than about 380 KB.
 #: Beyond 104,000 entries more of the absent look present.
 _MOST_BYTES = 130_000
 _EMPTY = b"\0"
