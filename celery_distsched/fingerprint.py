@@ -38,7 +38,7 @@ def fingerprint(entry: ScheduleEntry, ours: Mapping[str, Any]) -> str:
 
 
 def _schedule(schedule: Any) -> Any:
-    kind = type(schedule)
+    kind: Any = type(schedule)
     made_of = schedule.__reduce__()[1:] if _says(kind) else vars(schedule)
     # A `crontab` means another time in another timezone, which it takes from the app; a plain interval does not.
     anywhere = kind is celery.schedules.schedule and not schedule.relative

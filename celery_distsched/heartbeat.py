@@ -127,7 +127,9 @@ class Heartbeat:
                 self.wake()
         # A dead node's fence must be void before anybody takes over what it has claimed.
         for membership in view.dead.intersection(members):
-            self.driver.remove(membership)
+            if not self.driver.remove(membership, members[membership].pulse):
+                # It has renewed since it was looked at, and trusts in that: the next look sees it alive.
+                continue
             self.pool.bury([membership])
             if membership not in self._buried:
                 self._buried.add(membership)

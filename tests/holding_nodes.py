@@ -108,7 +108,9 @@ class Way(Driver):
     def members(self) -> dict[str, Member]:
         return {}
 
-    def remove(self, membership: str) -> None: ...
+    def remove(self, membership: str, pulse: str | None = None) -> bool:
+        return True
+
     def close(self) -> None: ...
 
 

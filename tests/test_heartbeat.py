@@ -249,6 +249,23 @@ def test_a_store_that_may_not_be_asked_about_itself_is_no_outage(caplog: pytest.
 def test_a_dead_member_that_cannot_be_removed_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     node = Node()
     node.store.join("other#1", other())
-    node.store.remove = lambda membership: None  # type: ignore[method-assign]
+    node.store.remove = lambda membership, pulse=None: True  # type: ignore[method-assign]
     node.beat(3 * TTL_S)
     assert caplog.text.count("other#1 has been silent") == 1
+
+
+def test_a_member_that_renews_while_it_is_buried_stays_alive(caplog: pytest.LogCaptureFixture) -> None:
+    """Its renewal and the removal cross: it trusts in the renewal, so nobody may take over what it holds."""
+    node = Node()
+    node.store.join("other#1", other())
+    remove = node.store.remove
+
+    def renewed_just_before(membership: str, pulse: str | None = None) -> bool:
+        node.store.renew("other#1", other())
+        return remove(membership, pulse)
+
+    node.store.remove = renewed_just_before  # type: ignore[method-assign]
+    node.beat(TTL_S + 1)
+    assert node.pool.view.buried == frozenset()
+    assert "other#1" in node.store.members()
+    assert "other#1 has been silent" not in caplog.text

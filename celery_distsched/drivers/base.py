@@ -76,7 +76,8 @@ class Driver(ABC):
     3.  A membership stays for at least ``ttl_s`` seconds after the start of its last renewal. What the store does by
         itself after that only cleans up: whether a node is dead is for the observer to say, on its own clock.
     4.  `renew` of a membership that is not there raises `LeaseLost` and does not bring it back.
-    5.  `remove` takes a membership out at once, whoever calls it, and does nothing where there is none.
+    5.  `remove` takes a membership out at once, whoever calls it, and does nothing where there is none. With a pulse
+        it does so, in one atomic step, only if that has not changed.
     6.  `swap` is exact: of two swaps with the same `expected` at most one wins, ever. The swaps of a batch stand alone:
         one that loses costs no other. A swap that loses answers with the record that stood in its way.
     7.  With a `fence`, each write happens in the same atomic step as the check that this membership is there;
@@ -141,8 +142,16 @@ class Driver(ABC):
         """Return every membership that the store holds, the dead among them until somebody removes them."""
 
     @abstractmethod
-    def remove(self, membership: str) -> None:
-        """Take a membership out: one's own to leave, a dead node's to void its fence."""
+    def remove(self, membership: str, pulse: str | None = None) -> bool:
+        """Take a membership out: one's own to leave, a dead node's to void its fence.
+
+        Args:
+            membership: Which.
+            pulse: Only as long as this is its pulse: a node that has just renewed is not dead.
+
+        Returns:
+            Whether it is out; False if it has another pulse by now.
+        """
 
     # Ledger
 

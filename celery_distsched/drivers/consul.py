@@ -128,10 +128,13 @@ class ConsulDriver(Driver):
         self._strangers.name(place, "is not a membership")
         return None
 
-    def remove(self, membership: str) -> None:
+    def remove(self, membership: str, pulse: str | None = None) -> bool:
         place = self._node(membership)
-        self._agents.transact([operation("delete", place)], self._agents.deadline())
+        delete = operation("delete", place) if pulse is None else operation("delete-cas", place, index=int(pulse))
+        if self._agents.transact([delete], self._agents.deadline()).refused:
+            return False
         self._renewed_at.pop(place, None)
+        return True
 
     # Ledger
 

@@ -88,9 +88,17 @@ class EtcdDriver(Driver):
                 members[membership] = Member(str(node.mod_revision), _decoded(node.value))
         return members
 
-    def remove(self, membership: str) -> None:
+    def remove(self, membership: str, pulse: str | None = None) -> bool:
+        key = self._node(membership)
         with self._membership_line.attempt() as etcd:
-            etcd.delete(self._node(membership))
+            if pulse is None:
+                etcd.delete(key)
+                return True
+            compare = self._etcd.Compare
+            same = compare(key=key, target=compare.MOD, result=compare.EQUAL, mod_revision=int(pulse))
+            delete = self._etcd.RequestOp(request_delete_range=self._etcd.DeleteRangeRequest(key=key))
+            outcome = etcd.txn(self._etcd.TxnRequest(compare=[same], success=[delete], failure=[self._get(key)]))
+            return bool(outcome.succeeded) or not outcome.responses[0].response_range.kvs
 
     # Ledger
 

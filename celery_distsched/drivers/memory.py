@@ -46,9 +46,13 @@ class MemoryDriver(Driver):
         with self._store.lock:
             return dict(self._store.nodes)
 
-    def remove(self, membership: str) -> None:
+    def remove(self, membership: str, pulse: str | None = None) -> bool:
         with self._store.lock:
+            member = self._store.nodes.get(membership)
+            if member is not None and pulse not in (None, member.pulse):
+                return False
             self._store.nodes.pop(membership, None)
+            return True
 
     def read(self, keys: Sequence[str]) -> list[str | None]:
         with self._store.lock:

@@ -7,6 +7,7 @@ from celery_distsched.drivers.redis_ledger import RedisDriver, Script
 
 _SHOW = Script("run_id.lua", "scan_show.lua")
 _MEMBERS = Script("scan_members.lua")
+_REMOVE = Script("scan_remove.lua")
 
 
 class RedisScanDriver(RedisDriver):
@@ -55,6 +56,7 @@ class RedisScanDriver(RedisDriver):
                 self._strangers.name(self._fence_key(membership), "is not a membership")
         return members
 
-    def remove(self, membership: str) -> None:
-        with self._connected() as client, client.pipeline(transaction=True) as step:
-            step.delete(self._fence_key(membership)).srem(self._index, membership).execute()
+    def remove(self, membership: str, pulse: str | None = None) -> bool:
+        keys = [self._index, self._fence_key(membership)]
+        with self._connected() as client:
+            return bool(_REMOVE.run(client, keys, membership, pulse or ""))

@@ -6,6 +6,7 @@ from celery_distsched.drivers.base import Member
 from celery_distsched.drivers.redis_ledger import RedisDriver, Script
 
 _SHOW = Script("run_id.lua", "zset_show.lua")
+_REMOVE = Script("zset_remove.lua")
 
 
 class RedisZsetDriver(RedisDriver):
@@ -52,6 +53,6 @@ class RedisZsetDriver(RedisDriver):
             scores, infos = step.zrange(self._nodes, 0, -1, withscores=True).hgetall(self._infos).execute()
         return {membership: Member(f"{score:.0f}", infos.get(membership, "")) for membership, score in scores}
 
-    def remove(self, membership: str) -> None:
-        with self._connected() as client, client.pipeline(transaction=True) as step:
-            step.zrem(self._nodes, membership).hdel(self._infos, membership).execute()
+    def remove(self, membership: str, pulse: str | None = None) -> bool:
+        with self._connected() as client:
+            return bool(_REMOVE.run(client, [self._nodes, self._infos], membership, pulse or ""))

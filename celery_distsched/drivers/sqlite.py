@@ -76,9 +76,14 @@ class SQLiteDriver(Driver):
             ).fetchall()
         return {membership: Member(str(pulse), info) for membership, pulse, info in rows}
 
-    def remove(self, membership: str) -> None:
+    def remove(self, membership: str, pulse: str | None = None) -> bool:
+        where = "FROM node WHERE namespace = ? AND membership = ?"
         with self._transaction() as db:
-            db.execute("DELETE FROM node WHERE namespace = ? AND membership = ?", (self.namespace, membership))
+            db.execute(
+                f"DELETE {where} AND (? IS NULL OR pulse = CAST(? AS INTEGER))",
+                (self.namespace, membership, pulse, pulse),
+            )
+            return db.execute(f"SELECT 1 {where}", (self.namespace, membership)).fetchone() is None
 
     def read(self, keys: Sequence[str]) -> list[str | None]:
         with self._connected() as db:

@@ -111,6 +111,18 @@ class MembershipContract(StoreUnderTest):
         node.remove("b")
         assert set(node.members()) == set(other.members()) == {"ab"}
 
+    def test_remove_with_a_pulse_leaves_alone_who_has_renewed(self) -> None:
+        node, other = self.node(), self.node()
+        node.join("me", "")
+        seen = other.members()["me"].pulse
+        node.renew("me", "")
+        assert other.remove("me", seen) is False
+        assert set(other.members()) == {"me"}
+        assert node.swap([Swap("key", None, "mine")], fence="me") == [Answer(True, "mine")]
+        assert other.remove("me", other.members()["me"].pulse) is True
+        assert other.members() == {}
+        assert other.remove("me", seen) is True
+
     def test_remove_does_nothing_where_there_is_none(self) -> None:
         node = self.node()
         node.remove("nobody")

@@ -149,8 +149,15 @@ class SimulatedDriver(Driver):
         members: dict[str, Member] = self._call(lambda: dict(self.store.nodes), write=False)
         return members
 
-    def remove(self, membership: str) -> None:
-        self._call(lambda: self.store.nodes.pop(membership, None), write=True)
+    def remove(self, membership: str, pulse: str | None = None) -> bool:
+        def step() -> bool:
+            member = self.store.nodes.get(membership)
+            if member is not None and pulse not in (None, member.pulse):
+                return False
+            self.store.nodes.pop(membership, None)
+            return True
+
+        return bool(self._call(step, write=True))
 
     # Ledger
 
