@@ -31,7 +31,7 @@ def test_who_loses_entries_to_a_new_node_looks_at_none_that_it_keeps(
     first.tick_until(lambda: first.ready)
     looked_at: list[str] = []
     note = Timetable.set
-    own = first.inner.dispatch._timetable
+    own = first.inner.dispatch._agenda.timetable
 
     def noted(timetable: Timetable, name: str, at_us: int) -> None:
         if timetable is own:

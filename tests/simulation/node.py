@@ -220,7 +220,7 @@ class Node:
 
     def next_s(self) -> float:
         """The calendar's time of the next instant, in seconds since the start."""
-        next_us, now_us = self.dispatch._timetable.next_us(), self.pool.now_us()
+        next_us, now_us = self.dispatch._agenda.timetable.next_us(), self.pool.now_us()
         if next_us is None or now_us is None:
             return float("inf")
         return self.world.time + (next_us - now_us) / 1e6

@@ -1,0 +1,210 @@
+"""What is due of each entry of this node's share, and when to look at it again.
+
+Here an entry's rule, its record, its version and its catch-up policy come together in the one swap that claims what is
+to be sent. Whether that swap is won is the ledger's affair.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Set
+from dataclasses import replace
+
+from celery_distsched.clock import iso, microseconds
+from celery_distsched.entries import PlannedEntry
+from celery_distsched.holding import Move, Phase
+from celery_distsched.instants import ask, due, jitter
+from celery_distsched.ledger import Ledger
+from celery_distsched.node_pool import NodePool
+from celery_distsched.record import MAX_OPEN, Record, Version, may_claim
+from celery_distsched.schedule_epoch import ScheduleEpoch
+from celery_distsched.settings import Settings
+from celery_distsched.timetable import Timetable
+
+logger = logging.getLogger(__name__)
+
+#: Seconds until an entry is looked at again that has more open than a record holds.
+_FULL_S = 0.2
+#: Seconds until an entry is looked at again that has no next instant in sight.
+_LOOK_AGAIN_S = 3600.0
+
+
+class Agenda:
+    """The entries of this node's share, and what is to be done of them when."""
+
+    #: Set as soon as there is one: it asks this agenda for first records, and tells it of what it learns.
+    ledger: Ledger
+
+    def __init__(self, pool: NodePool, settings: Settings) -> None:
+        self.entries: Mapping[str, PlannedEntry] = {}
+        #: Names of the entries that are mine.
+        self.share: set[str] = set()
+        self.timetable = Timetable()
+        self._pool = pool
+        self._settings = settings
+        self._hand_over_us = microseconds(settings.hand_over_s)
+        self._schedule_epoch = ScheduleEpoch(0, "")
+        self._epochs: Collection[int] = ()
+        #: Entries of my share of which a live node has a newer version.
+        self._yielded: set[str] = set()
+        self._reported: set[str] = set()
+
+    def now_us(self) -> int:
+        """Return cluster time."""
+        now = self._pool.now_us()
+        if now is None:
+            raise AssertionError("there is no cluster time before the first join")
+        return now
+
+    def move(self, gained: Set[str], lost: Set[str]) -> None:
+        """Take these into the share, and drop those."""
+        self.share -= lost
+        self.share |= gained
+        for name in lost:
+            self.timetable.drop(name)
+
+    def follow_epochs(self, mine: ScheduleEpoch, live: Collection[int]) -> None:
+        """Take in which schedules are alive: of an entry the newest version runs."""
+        if (self._schedule_epoch, self._epochs) == (mine, live):
+            return
+        look_again = self._yielded if self._schedule_epoch == mine else self.share
+        self._schedule_epoch, self._epochs = mine, live
+        for name in list(look_again):
+            self.schedule(name)
+
+    def _version(self, planned: PlannedEntry) -> Version:
+        return Version(planned.fingerprint, self._schedule_epoch.epoch)
+
+    # What is due
+
+    def claim(self, name: str) -> Move | None:
+        """Return the swap that claims what is due of an entry; None if there is nothing to write. Never raises."""
+        try:
+            return self._claimed(name)
+        except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
+            self._give_up_for_now(name, exc)
+            return None
+
+    def _claimed(self, name: str) -> Move | None:
+        if not self.ledger.free(name):
+            return None
+        planned, holding, now = self.entries[name], self.ledger.holdings[name], self.now_us()
+        record = holding.record
+        if record is None:
+            return None
+        mine = self._version(planned)
+        if not may_claim(record.version, mine, self._epochs):
+            return None
+        if (ready := self._ready(planned, record, now)) != record:
+            dropped = {at: mark for at, mark in record.open.items() if at not in ready.open}
+            return Move(record.text(), ready, fenced=True, dropped=dropped)
+        if not planned.enabled:
+            return None
+        room = MAX_OPEN - len(record.open) + len(holding.instants(Phase.DONE))
+        if room <= 0:
+            self.timetable.set(name, now + microseconds(_FULL_S))
+            return None
+        if planned.rule is None:
+            is_due, again_s = ask(planned.entry.schedule, record.last, now)
+            self.timetable.set(name, now + microseconds(max(again_s, 0.01)))
+            return self.ledger.advance(name, claim=(now,), version=mine) if is_due and now > record.last else None
+        found = due(
+            planned.rule, record.last, now, planned.catch_up, self._settings.hand_over_s, self._jitter_of(planned)
+        )
+        claim = found.send[:room]
+        if any(not record.last < instant <= now for instant in claim):
+            raise AssertionError(f"claiming {claim} after {record.last} at {now}")
+        upto = found.upto if claim == found.send else claim[-1]
+        return self.ledger.advance(name, claim=claim, upto=upto, skipped=found.skipped, version=mine)
+
+    def _ready(self, planned: PlannedEntry, record: Record, now: int) -> Record:
+        """Return the record as it has to be before this version of the entry is claimed: mostly as it is."""
+        if self._is_back(planned.name, record):
+            # What was left open when it went away nobody waits for any more.
+            since = self._schedule_epoch.since_us
+            record = replace(record, last=since, open={at: mark for at, mark in record.open.items() if at > since})
+        if record.paused == planned.enabled:
+            # Switched on: it starts from now, and nothing of the past is run. Switched off: noted for that day.
+            last = max(record.last, now) if planned.enabled else record.last
+            record = replace(record, last=last, paused=not planned.enabled)
+        if record.version is not None and record.version.fingerprint != planned.fingerprint:
+            record = replace(record, version=self._version(planned))
+        return record
+
+    def _is_back(self, name: str, record: Record) -> bool:
+        """Whether an entry was away, removed by a deploy, and has come back with the schedule of this node."""
+        schedule = self._schedule_epoch
+        # What is as young as a hand-over has not been away.
+        return record.last < schedule.since_us - self._hand_over_us and schedule.is_back(name)
+
+    def may_take(self, name: str) -> bool:
+        planned, holding = self.entries.get(name), self.ledger.holdings.get(name)
+        if planned is None or holding is None or holding.record is None:
+            return False
+        record = holding.record
+        return may_claim(record.version, self._version(planned), self._epochs) and not self._is_back(name, record)
+
+    # When to look again
+
+    def schedule(self, name: str) -> None:
+        """Note when an entry of mine falls due next."""
+        planned = self.entries.get(name)
+        if planned is None or name not in self.share or not self.ledger.free(name):
+            self.timetable.drop(name)
+            return
+        record, now = self.ledger.holdings[name].record, self.now_us()
+        if record is not None and not may_claim(record.version, self._version(planned), self._epochs):
+            self._yield(name)
+            return
+        self._yielded.discard(name)
+        if record is not None and record.last > now + self._hand_over_us:
+            self._report_future(name, record.last)
+        if record is None:
+            self.timetable.drop(name)
+        elif planned.rule is None or self._ready(planned, record, now) is not record:
+            self.timetable.set(name, now)
+        elif not planned.enabled:
+            self.timetable.drop(name)
+        else:
+            try:
+                after = planned.rule.after(record.last)
+                if after is None:
+                    after = now + microseconds(_LOOK_AGAIN_S)
+                self.timetable.set(name, after + self._jitter_of(planned)(after))
+            except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
+                self._give_up_for_now(name, exc)
+
+    def _yield(self, name: str) -> None:
+        self.timetable.drop(name)
+        if name not in self._yielded:
+            self._yielded.add(name)
+            logger.debug("entry %r: a live node has a newer version of it, which runs", name)
+
+    def _jitter_of(self, planned: PlannedEntry) -> Callable[[int], int]:
+        rule, spread_s = planned.rule, planned.jitter_s
+        if not spread_s or rule is None:
+            return lambda instant: 0
+        return lambda instant: jitter(planned.name, instant, spread_s, rule.after(instant))
+
+    def _give_up_for_now(self, name: str, exc: Exception) -> None:
+        self.timetable.set(name, self.now_us() + microseconds(_LOOK_AGAIN_S))
+        if name not in self._reported:
+            self._reported.add(name)
+            logger.error(
+                "entry %r: its next run cannot be worked out: %r; trying again in an hour", name, exc, exc_info=exc
+            )
+
+    def _report_future(self, name: str, last: int) -> None:
+        if name not in self._reported:
+            self._reported.add(name)
+            logger.error(
+                "entry %r: its record says that it ran at %s, which is still to come: it does not run before then. If a"
+                " clock was wrong, stop all beats and remove its record from the store",
+                name,
+                iso(last),
+            )
+
+    def first_record(self, name: str) -> Record:
+        planned = self.entries[name]
+        # In whole milliseconds: intervals that are first seen together run together, and are worked out together.
+        return Record(self.now_us() // 1000 * 1000, paused=not planned.enabled, version=self._version(planned))
