@@ -207,8 +207,9 @@ class Wire:
         """A bound socket that does not listen refuses connections, and keeps the port for `mend`."""
         if self._listener in self._selector.get_map():
             self._selector.unregister(self._listener)
-        self._listener.close()
-        self._listener = _bound(self.port)
+        # Bound before the other is closed: a port that is free for a moment may be somebody else's in the next.
+        listening, self._listener = self._listener, _bound(self.port)
+        listening.close()
 
     def _accept(self) -> None:
         try:
@@ -259,6 +260,7 @@ class Wire:
 def _bound(port: int) -> socket.socket:
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.bind((HOST, port))
     sock.setblocking(False)
     return sock

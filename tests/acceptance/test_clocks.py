@@ -15,7 +15,7 @@ from tests.acceptance.cluster import Cluster
 from tests.acceptance.queue import Queue, RedisQueue
 from tests.acceptance.rhythms import SECOND_US
 from tests.servers import EtcdServer, RedisServer
-from tests.servers.fake_clock import FakeClock
+from tests.servers.fake_clock import FakeClock, PythonClock
 
 TTL_S = 2.0
 HOUR_S = 3600.0
@@ -57,7 +57,7 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
 
 def with_wrong_clocks(store: str, queue: Queue) -> Result:
     """Of three beats one is an hour slow and one an hour fast, until that is set right, and wrong once more."""
-    slow, fast = FakeClock(-HOUR_S), FakeClock(HOUR_S)
+    slow, fast = PythonClock(-HOUR_S), PythonClock(HOUR_S)
     with Cluster(store, queue, entries=20, ttl_s=TTL_S) as cluster:
         cluster.start(2, clocks=[slow])
         cluster.start(clocks=[fast])
@@ -83,7 +83,7 @@ def with_a_store_that_steps(store: str, queue: Queue, clock: FakeClock) -> Resul
 
 def with_a_host_that_steps(folder: Path, queue: Queue) -> Result:
     """The one clock that beats and store have in common is set an hour ahead."""
-    clock = FakeClock()
+    clock = PythonClock()
     with Cluster(f"sqlite:///{folder}/store.sqlite3", queue, entries=20, ttl_s=TTL_S) as cluster:
         cluster.start(2, clocks=[clock, clock])
         began = time.time()

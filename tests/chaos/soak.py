@@ -36,6 +36,8 @@ _AWAY_S = 0.7
 #: Seconds in which the beats come to rest before they are measured.
 _REST_S = 1.5
 _FULL = 10.0
+#: Minutes of a run that is worth a report.
+_WORTH = 5.0
 #: What is measured, and by how much its median may be larger in the last quarter than in the first.
 _LIMITS: Mapping[str, Callable[[float], float]] = {
     "RSS, MB": lambda first: first * 1.03 + 1.0,
@@ -143,7 +145,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=_FULL)
     parser.add_argument("--lane", action="append", choices=list(LANES), help="only this one; may be repeated")
-    parser.add_argument("--report", type=Path, help=f"where to write the table, of a run of {_FULL:g} minutes or more")
+    parser.add_argument("--report", type=Path, help=f"where to write the table, of a run of {_WORTH:g} minutes or more")
     given = parser.parse_args()
     names = given.lane or list(STORES)
     with ThreadPoolExecutor(len(names)) as lanes:
@@ -152,7 +154,7 @@ def main() -> int:
     print(table)
     wrong = [what for one in soaks for what in one.wrong()]
     print(f"\n{'; '.join(wrong) or 'nothing grows'}")
-    if given.report is not None and given.minutes >= _FULL and not given.lane and not wrong:
+    if given.report is not None and given.minutes >= _WORTH and not given.lane and not wrong:
         page = Path(__file__).with_name("soak.md").read_text()
         day = datetime.now(timezone.utc).date()
         runs = sum(len(one.account.expected) for one in soaks)

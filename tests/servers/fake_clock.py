@@ -47,7 +47,7 @@ class FakeClock:
 class PythonClock(FakeClock):
     """The same for a Python process that looks at this variable, and for nothing that it does in C.
 
-    libfaketime now and then stops a process with threads for seconds when its clock is stepped.
+    Under libfaketime Python cannot sleep, and on a busy machine a process with threads stands still for seconds.
     """
 
     def environment(self) -> dict[str, str]:
