@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from enum import Enum
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+
+from celery_distsched.drivers.secret import Secrets
+from celery_distsched.drivers.url import StoreUrl
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +55,15 @@ class Broker:
         self._app = app
         self._producer_class = producer_class
         self.timeout_s = timeout_s
+        self._secrets: Secrets | None = None
         self._connection: Any = None
         self._producer: Any = None
+
+    def says(self, error: BaseException) -> str:
+        """Return what an error says, without the broker's passwords: a server may repeat what it was sent."""
+        if self._secrets is None:
+            self._secrets = Secrets(StoreUrl("broker"), {}, *_passwords(self._app))
+        return self._secrets.masked(str(error))
 
     def connect(self) -> None:
         """Make sure that there is a live connection; raises one of its own errors after at most ``timeout_s``."""
@@ -164,6 +175,15 @@ class Broker:
         ):
             return Outcome.REJECTED
         return Outcome.UNKNOWN if _any(chain, lost) else Outcome.FAILED
+
+
+def _passwords(app: Celery) -> Iterator[str | None]:
+    broker = app.conf.broker_write_url
+    urls = broker if isinstance(broker, str) else ";".join(broker or ())
+    for url in urls.split(";"):
+        with suppress(ValueError):
+            yield unquote(urlsplit(url).password or "")
+    yield app.conf.broker_password
 
 
 def _release(connection: Any) -> None:

@@ -104,7 +104,11 @@ class FastWay:
             self._why_no_lane = self._new_lane(self._connection)
             wait_s = _LOOK_AGAIN_S
         except Exception as exc:  # noqa: BLE001  (whatever is wrong with the broker, the ordinary way reports it)
-            self._lane, self._connection, self._why_no_lane = None, None, f"the broker cannot be asked: {exc}"
+            self._lane, self._connection, self._why_no_lane = (
+                None,
+                None,
+                f"the broker cannot be asked: {broker.says(exc)}",
+            )
             # Whoever lets us wait is not asked again soon: the heartbeat stops for a loop that stands still.
             wait_s = max(_LOOK_AGAIN_S, 100 * (time.perf_counter() - began))
         self._look_again_at = now + wait_s

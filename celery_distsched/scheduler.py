@@ -181,7 +181,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             if self._outcome is Outcome.FAILED:
                 # Celery's `apply_entry` logs it, with the traceback.
                 raise
-            logger.error("entry %r: %s: %s", entry.name, self._outcome.meaning, exc)  # noqa: TRY400
+            logger.error("entry %r: %s: %s", entry.name, self._outcome.meaning, self.broker.says(exc))  # noqa: TRY400
             return None
         self._outcome = Outcome.ACCEPTED
         return result
@@ -190,7 +190,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         try:
             producer = self.broker.producer
         except Exception as exc:  # noqa: BLE001  (each transport has errors of its own)
-            logger.error("entry %r: %s: %s", planned.name, Outcome.REFUSED.meaning, exc)  # noqa: TRY400
+            logger.error("entry %r: %s: %s", planned.name, Outcome.REFUSED.meaning, self.broker.says(exc))  # noqa: TRY400
             return Outcome.REFUSED
         entry = message_entry(planned.entry, instant, attempt, namespace=self.settings.namespace, node=self.node_id)
         self._outcome, self._sending = None, True
@@ -216,7 +216,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         try:
             self.broker.connect()
         except Exception as exc:  # noqa: BLE001
-            logger.debug("the broker is still out of reach: %s", exc)
+            logger.debug("the broker is still out of reach: %s", self.broker.says(exc))
             return False
         logger.warning("the broker can be reached again")
         return True

@@ -84,7 +84,7 @@ class AmqpSlices:
             with suppress(TimeoutError):
                 connection.drain_events(timeout=0)
         except Exception as exc:  # noqa: BLE001  (closed since the last slice, in any way: nothing has been written)
-            logger.error("%d messages: %s: %s", len(frames), Outcome.REFUSED.meaning, exc)  # noqa: TRY400
+            logger.error("%d messages: %s: %s", len(frames), Outcome.REFUSED.meaning, self._broker.says(exc))  # noqa: TRY400
             self._broker.drop()
             return [Outcome.REFUSED] * len(frames)
         self._waiting = {self._written + number: number - 1 for number in range(1, len(frames) + 1)}
