@@ -338,7 +338,7 @@ def test_a_subclass_that_keeps_the_timing_is_computed() -> None:
         schedule(5, nowfun=lambda: datetime.now(UTC)),
         cron("* * * * *", nowfun=lambda: datetime.now(UTC)),
     ],
-    ids=repr,
+    ids=lambda one: f"{type(one).__name__}{' with a nowfun' if one.nowfun else ''}",
 )
 def test_a_schedule_with_its_own_timing_is_opaque(entry_schedule: BaseSchedule) -> None:
     assert rule_for(entry_schedule) is None
