@@ -8,16 +8,23 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 if __name__ == "__main__" and os.environ.get("PYTHONHASHSEED") != "0":
     # The order of sets is part of what a seed decides.
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONHASHSEED": "0"})
 
+from tests.simulation.faults import FAULTS
+from tests.simulation.first_draft import DraftNode
 from tests.simulation.life import HOUR_S, live
+from tests.simulation.node import Node
 from tests.simulation.plan import Plan
 from tests.simulation.rules import RULES, without
+from tests.simulation.upstream import UpstreamNode
+
+OURS, UPSTREAM = "ours", "upstream"
+POLICIES: dict[str, type[Any]] = {OURS: Node, UPSTREAM: UpstreamNode, "first-draft": DraftNode}
 
 
 def main() -> int:
@@ -49,6 +56,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--hours", type=float, default=24.0, help="virtual hours of a calm life")
     parser.add_argument("--without", choices=RULES, metavar="RULE", help="switch a rule of the protocol off")
     parser.add_argument("--delivery", choices=("at_least_once", "at_most_once"))
+    parser.add_argument("--policy", choices=POLICIES, default=OURS, help="who decides what is sent by whom")
+    parser.add_argument("--plain", action="store_true", help="the lives that the other policies are given, for ours")
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, metavar="FAULT", help="nothing but these happens")
+    parser.add_argument("--step", type=int, default=1, help="to the next seed: from 3, 4 is that of the busy ones")
     parser.add_argument("--teeth", action="store_true", help="each rule switched off, until a seed finds it")
     parser.add_argument("--seconds", type=float, default=180.0, help="of CPU, for each of these at most")
     parser.add_argument("--only", help="of these, only those with this in their names")
@@ -58,20 +69,41 @@ def _arguments() -> argparse.Namespace:
 def _reports(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     ends = time.monotonic() + 60 * given.minutes
     seed = given.seed
-    while seed - given.seed < given.count if given.count else time.monotonic() < ends:
-        yield report(seed, hours=given.hours, rule=given.without, delivery=given.delivery)
-        seed += 1
+    while seed - given.seed < given.count * given.step if given.count else time.monotonic() < ends:
+        yield report(
+            seed,
+            hours=given.hours,
+            rule=given.without,
+            delivery=given.delivery,
+            policy=given.policy,
+            plain=given.plain,
+            faults=given.faults or tuple(FAULTS),
+        )
+        seed += given.step
 
 
-def report(seed: int, *, hours: float = 24.0, rule: str | None = None, delivery: str | None = None) -> dict[str, Any]:
+def report(
+    seed: int,
+    *,
+    hours: float = 24.0,
+    rule: str | None = None,
+    delivery: str | None = None,
+    policy: str = OURS,
+    plain: bool = False,
+    faults: Sequence[str] = tuple(FAULTS),
+) -> dict[str, Any]:
     """Live one life; says what it came to."""
     plan = Plan.of(seed)
+    if plain or policy != OURS:
+        plan = plan.but(same_redis=False, deploys=False, delivery="at_least_once")
     if delivery:
         plan = plan.but(delivery=delivery)
     broken, cluster = None, None
     with without(rule):
         try:
-            cluster = live(seed, hours=hours, plan=plan)
+            cluster = live(
+                seed, hours=hours, plan=plan, faults=faults, node_class=POLICIES[policy], skips=policy != UPSTREAM
+            )
         except AssertionError as exc:
             broken = str(exc)
         except Exception as exc:
@@ -92,6 +124,12 @@ def _replay(given: argparse.Namespace, seed: int) -> str:
         words.append(f"--hours {given.hours:g}")
     if given.without:
         words.append(f"--without {given.without!r}")
+    if given.policy != OURS:
+        words.append(f"--policy {given.policy}")
+    if given.plain:
+        words.append("--plain")
+    if given.faults:
+        words.append(f"--faults {' '.join(given.faults)}")
     if given.delivery:
         words.append(f"--delivery {given.delivery}")
     return f".venv/bin/python -m tests.simulation {' '.join(words)}"

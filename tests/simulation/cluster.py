@@ -13,10 +13,11 @@ from celery_distsched.entries import PlannedEntry
 from celery_distsched.instants import CatchUp
 from celery_distsched.instants.interval import Interval
 from celery_distsched.settings import Settings
-from tests.simulation.node import Node, NodeClass
+from tests.simulation.broker import Broker
+from tests.simulation.node import Node
 from tests.simulation.plan import EntryPlan, Plan
 from tests.simulation.promises import Promises
-from tests.simulation.store import Broker, Store
+from tests.simulation.store import Store
 from tests.simulation.world import World
 
 #: How often the simulation looks around, on `World.now`.
@@ -26,14 +27,14 @@ _LOOK_S = 0.25
 class Cluster:
     """One world with everything in it."""
 
-    def __init__(self, plan: Plan, seed: int, *, node_class: NodeClass = Node, skips: bool = True) -> None:
+    def __init__(self, plan: Plan, seed: int, *, node_class: type[Any] = Node, skips: bool = True) -> None:
         self.plan, self.seed, self.node_class, self.skips = plan, seed, node_class, skips
         self.world = World(seed)
         self.settings = Settings(StoreUrl("sim"), node_ttl=5.0, delivery=plan.delivery)
         self.store = Store(self.world, has_clock=plan.store_clock)
         self.broker = Broker()
         self.errors_s = {f"host{number}": self.world.random.uniform(-plan.skew_s, plan.skew_s) for number in range(3)}
-        self.promises = Promises(self)
+        self.promises: Promises = node_class.promises_class(self)
         self.version = 0
         self.nodes: list[Any] = []
         #: (node or None for all, from, until, what), on `World.now`.

@@ -12,7 +12,7 @@ import celery_distsched.node_pool as node_pool
 from celery_distsched.ring import HashRing
 from tests.simulation.cluster import Cluster
 from tests.simulation.faults import FAULTS
-from tests.simulation.node import Node, NodeClass
+from tests.simulation.node import Node
 from tests.simulation.plan import BUSY, Plan
 from tests.simulation.world import World
 
@@ -27,7 +27,7 @@ def live(
     storm_s: float = 150.0,
     plan: Plan | None = None,
     faults: Sequence[str] = tuple(FAULTS),
-    node_class: NodeClass = Node,
+    node_class: type[Any] = Node,
     skips: bool = True,
 ) -> Cluster:
     """Let a cluster live; raises `Broken` where a promise is not kept, and else returns it.

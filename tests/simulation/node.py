@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, microseconds
@@ -17,8 +17,9 @@ from celery_distsched.heartbeat import Heartbeat
 from celery_distsched.holding import Phase
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
+from tests.simulation.promises import Promises
 from tests.simulation.store import SimulatedDriver
-from tests.simulation.world import EPOCH_S, Process, World
+from tests.simulation.world import EPOCH_S, Process, Thread, World
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
@@ -78,8 +79,36 @@ class OneStep:
     def note(self, name: str, instants: Sequence[int]) -> None: ...
 
 
-class Node:
-    """One process with its two threads."""
+class Victim:
+    """One process with its two threads, and what may happen to it."""
+
+    cluster: Cluster
+    world: World
+    process: Process
+    _beats: Thread
+    _ticks: Thread
+    ended_at = float("inf")
+
+    def crash(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self.ended_at = min(self.ended_at, self.world.now)
+        self.process.kill()
+
+    def freeze(self, seconds: float) -> None:
+        self.process.frozen_until = self.world.now + seconds
+
+    def hang(self, seconds: float) -> None:
+        """Let the scheduler's loop stand still, and the heartbeat's thread go on."""
+        self._ticks.hangs_until = self.world.now + seconds
+
+
+class Node(Victim):
+    """A beat of ours."""
+
+    driver_class: ClassVar[type[SimulatedDriver]] = SimulatedDriver
+    promises_class: ClassVar[type[Promises]] = Promises
 
     def __init__(self, cluster: Cluster, number: int, version: int) -> None:
         world, settings = cluster.world, cluster.settings
@@ -87,11 +116,10 @@ class Node:
         self.process = Process(world)
         host = f"host{number % 3}"
         self.node_id = f"{host}-{number}-x"
-        self.ended_at = float("inf")
         self.clock = NodeClock(world, cluster.host_error(host))
         self.host = host
         progress = Progress(at=self.clock.elapsed())
-        self.driver = SimulatedDriver(cluster, self, settings.node_ttl)
+        self.driver = self.driver_class(cluster, self, settings.node_ttl)
         self.pool = NodePool(self.node_id, settings.node_ttl, self.clock)
         self.interrupts = Interrupts(self._close)
         self.dispatch = Dispatch(
@@ -132,50 +160,13 @@ class Node:
             self.process.sleep(max(self.dispatch.tick(), 0.001))
 
     def _send(self, planned: PlannedEntry, instant: int, attempt: int) -> Outcome:
-        """Try once to bring a message to the broker."""
-        world, random, broker = self.world, self.world.random, self.cluster.broker
-        self.cluster.promises.sends(self, planned.name, instant)
-        if not broker.reachable(world, self.node_id):
-            if random.random() < 0.8:
-                self.process.sleep(0.01)
-                return Outcome.REFUSED
-            self.process.sleep(self.cluster.settings.node_ttl / 2)
-            self.cluster.promises.unanswered(planned.name, instant)
-            return Outcome.UNKNOWN
-        fate = random.random() if world.now < broker.shaky_until else 1.0
-        if fate < broker.refused:
-            self.process.sleep(0.01)
-            return Outcome.REFUSED
-        self.process.sleep(random.expovariate(1 / 0.0003))
-        trip = random.expovariate(1 / 0.001)
-        unknown = fate < broker.refused + broker.unknown
-        if unknown:
-            self.cluster.promises.unanswered(planned.name, instant)
-        if not unknown or random.random() < 0.6:
-            # Once it is written, it arrives, whatever becomes of this process.
-            world.after(trip, self.cluster.promises.delivered, self, planned.name, instant, attempt)
-        self.process.sleep(self.cluster.settings.node_ttl / 2 if unknown else 2 * trip)
-        return Outcome.UNKNOWN if unknown else Outcome.ACCEPTED
+        return self.cluster.broker.send(self, planned.name, instant, attempt)
 
     def _probe(self) -> bool:
         self.process.sleep(0.005)
         return self.cluster.broker.reachable(self.world, self.node_id)
 
     # What happens to it
-
-    def crash(self) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        self.ended_at = min(self.ended_at, self.world.now)
-        self.process.kill()
-
-    def freeze(self, seconds: float) -> None:
-        self.process.frozen_until = self.world.now + seconds
-
-    def hang(self, seconds: float) -> None:
-        """Let the scheduler's loop stand still, and the heartbeat's thread go on."""
-        self._ticks.hangs_until = self.world.now + seconds
 
     def leave(self) -> None:
         """SIGTERM."""
@@ -238,6 +229,3 @@ class Node:
             time.offset_us += moved_us
         if pool.view.offset_us is not None:
             pool.view = replace(pool.view, offset_us=pool.view.offset_us + moved_us)
-
-
-NodeClass = Callable[["Cluster", int, int], Any]

@@ -165,16 +165,18 @@ def _() -> Any:
 @_rule("a confirm drops the mark of what was sent, whoever holds it")
 def _() -> Any:
     instants, learn = Holding.instants, Holding.learn
+    #: By the holding's id: it has no room for more. The holding is kept, so that its id stays its own.
+    owners: dict[int, tuple[Holding, str | None]] = {}
 
     def own(self: Holding, phase: Phase) -> tuple[int, ...]:
         found = instants(self, phase)
-        if phase is not Phase.DONE or self.record is None:
+        if phase is not Phase.DONE or self.record is None or id(self) not in owners:
             return found
-        mine = self.__dict__.get("me")
+        mine = owners[id(self)][1]
         return tuple(at for at in found if self.record.open.get(at, mine) == mine)
 
     def learns(self: Holding, record: Any, me: str | None) -> list[int]:
-        self.__dict__["me"] = me
+        owners[id(self)] = self, me
         taken = learn(self, record, me)
         for at, mark in record.open.items():
             if self.phases.get(at) is Phase.DONE and mark != me:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery_distsched.drivers import Answer, Driver, Member, StoreUrl, Swap
@@ -230,21 +230,3 @@ class SimulatedDriver(Driver):
 
     def close(self) -> None:
         self._issued.clear()
-
-
-@dataclass
-class Broker:
-    """The simulated broker; each time is on `World.now`."""
-
-    down_until: float = 0.0
-    #: Until then an attempt is refused, or ends without an answer, with these likelihoods.
-    shaky_until: float = 0.0
-    refused: float = 0.0
-    unknown: float = 0.0
-    #: How often a push in the same Redis is refused.
-    refusals: float = 0.0
-    #: Nodes for which it is out of reach, and until when.
-    cut_until: dict[str, float] = field(default_factory=dict)
-
-    def reachable(self, world: World, node_id: str) -> bool:
-        return world.now >= max(self.down_until, self.cut_until.get(node_id, 0.0))

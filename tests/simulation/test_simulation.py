@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-_ROOT = Path(__file__).parents[2]
-
-
-def simulate(*words: str) -> list[dict[str, Any]]:
-    """Run it in a process of its own, where the order of sets is the same each time; returns what it prints."""
-    command = [sys.executable, "-m", "tests.simulation", *words]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+from tests.simulation.replay import simulate
 
 
 def test_the_promises_hold_whatever_happens() -> None:

@@ -1,0 +1,56 @@
+"""Two other ways to decide who sends, under the same faults: they break the promises, and ours does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.replay import violation
+
+_DOUBLED, _NEVER_SENT = "was sent again as if it were the first time", "was never sent"
+
+
+@pytest.mark.parametrize(
+    ("fault", "seed", "promise"),
+    [
+        # Who is cut off from the store keeps its ring, and the others share out what is its own.
+        ("cut", 3, _DOUBLED),
+        # All do, each with its own: what was joining is in some rings, and in others not.
+        ("stop_store", 3, _DOUBLED),
+        # Who was frozen sends what the others have sent meanwhile.
+        ("freeze", 3, _DOUBLED),
+        # The clock of one host goes back: it sends the same hour once more.
+        ("step_clock", 19, _DOUBLED),
+        # Until a node is found dead nobody sends what is its own, and nobody makes up for it.
+        ("crash", 83, _NEVER_SENT),
+    ],
+)
+def test_a_ring_without_claims_doubles_and_loses_runs(fault: str, seed: int, promise: str) -> None:
+    broken = violation(seed, "--policy", "upstream", "--faults", fault)
+    assert broken is not None
+    assert broken.startswith("delivery: ")
+    assert promise in broken
+    assert violation(seed, "--plain", "--faults", fault) is None
+
+
+def test_a_ring_without_claims_keeps_its_promises_while_nothing_happens() -> None:
+    """The comparison is fair: the life of seed 3 has no clock that steps, and so nothing happens in it."""
+    assert violation(3, "--policy", "upstream", "--faults", "step_clock") is None
+
+
+@pytest.mark.parametrize(
+    ("seed", "promise", "what"),
+    [
+        # Two nodes see an entry first: the later anchor is the greater, so it wins, and moves the grid.
+        (5, "instants", "are not on its grid"),
+        # Who has won never hears of it, and what is stored does not tell.
+        (6, "failover", "stays open in peace"),
+        (13, "failover", "stays open in peace"),
+        (19, "failover", "stays open in peace"),
+    ],
+)
+def test_a_claim_that_is_but_the_last_instant_loses_runs(seed: int, promise: str, what: str) -> None:
+    broken = violation(seed, "--policy", "first-draft", "--hours", "6")
+    assert broken is not None
+    assert broken.startswith(f"{promise}: ")
+    assert what in broken
+    assert violation(seed, "--plain", "--hours", "6") is None
