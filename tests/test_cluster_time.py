@@ -135,9 +135,6 @@ def test_a_host_whose_clock_is_off_says_so_once_and_once_when_it_is_over(
     assert "agrees with cluster time again" in said[1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="of two clocks the lower is followed after a TTL, though nobody but its own host agrees with it"
-)
 def test_a_slow_clock_beside_one_other_does_not_take_the_cluster_back() -> None:
     node = Node(store=False, others=1)
     assert node.goes_on(3) == 0.0
