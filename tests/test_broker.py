@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 from contextlib import suppress
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 from celery import Celery
 
@@ -34,7 +34,7 @@ def test_a_broker_that_is_away_costs_no_file_descriptors(scheme: str) -> None:
     try:
         counts = []
         for _ in range(20):
-            with suppress(ConnectionError):
+            with suppress(Exception):  # each transport has one of its own
                 broker.connect()
             counts.append(process.num_fds())
     finally:
