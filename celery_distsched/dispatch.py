@@ -358,7 +358,7 @@ class Dispatch:
     def _jitter_of(self, planned: PlannedEntry) -> Callable[[int], int]:
         rule, spread_s = planned.rule, planned.jitter_s
         if not spread_s or rule is None:
-            return lambda instant: 0
+            return _no_jitter
         return lambda instant: jitter(planned.name, instant, spread_s, rule.after(instant))
 
     def _give_up_for_now(self, name: str, exc: Exception) -> None:
@@ -396,3 +396,7 @@ class Dispatch:
         if at_us is None or not self._outbox.open:
             return _LONGEST_SLEEP_S
         return min(max((at_us - self._now_us()) / 1e6, 0.0), _LONGEST_SLEEP_S)
+
+
+def _no_jitter(instant: int) -> int:
+    return 0
