@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-import celery_distsched.dispatch as dispatch
+import celery_distsched.agenda as agenda
 from celery_distsched.cluster_time import ClusterTime
+from celery_distsched.dispatch import Dispatch
 from celery_distsched.errors import StoreUnavailable
 from celery_distsched.heartbeat import Heartbeat
 from celery_distsched.holding import Holding, Phase
@@ -226,7 +227,7 @@ def _() -> Any:
 @_rule("what is due during a hand-over is no misfire")
 def _() -> Any:
     # The invariants have read the setting by then.
-    init = dispatch.Dispatch.__init__
+    init = Dispatch.__init__
 
     class Hurried(Settings):
         hand_over_s = 1.0
@@ -234,9 +235,9 @@ def _() -> Any:
     def hurried(self: Any, driver: Any, pool: Any, progress: Any, clock: Any, settings: Any, **kwargs: Any) -> None:
         init(self, driver, pool, progress, clock, Hurried(**settings.__dict__), **kwargs)
 
-    return patch.object(dispatch.Dispatch, "__init__", hurried)
+    return patch.object(Dispatch, "__init__", hurried)
 
 
 @_rule("of two versions of an entry the newest runs")
 def _() -> Any:
-    return patch.object(dispatch, "may_claim", lambda version, mine, live: True)
+    return patch.object(agenda, "may_claim", lambda version, mine, live: True)
