@@ -4,9 +4,15 @@ MINUTES ?= 10
 SEED ?=
 CELERIES := 5.5 5.6 5.7
 
+# Most tests wait most of the time. Whole files go to one worker or the other, each with servers of its own.
+SIDE_BY_SIDE := -n 2 --dist loadfile
+
 export PYTHON
 # Where .ci/servers.sh puts what the system has no package of.
 export PATH := $(PATH):$(CURDIR)/.servers/bin
+
+# The workers must find the same tests in the same order, and pytest-celery takes some of its own out of sets.
+test $(CELERIES:%=matrix-%): export PYTHONHASHSEED := 0
 
 .PHONY: help demo simulate test chaos soak lint types matrix bench servers clean $(CELERIES:%=matrix-%)
 
@@ -18,7 +24,7 @@ demo: .venv/.all ## several beats share one schedule, and one is killed; STORE=s
 	@exec .venv/bin/python -m example_project.demo --store "$(STORE)"
 
 test: .venv/.dev servers ## run the tests against real servers; ARGS="-k words" to choose
-	@exec .venv/bin/pytest $(ARGS)
+	@exec .venv/bin/pytest $(SIDE_BY_SIDE) $(ARGS)
 
 chaos: .venv/.dev servers ## hurt beats, stores and brokers at random; MINUTES=10 (default), SEED=... to do the same again
 	@exec .venv/bin/python -m tests.chaos --minutes "$(MINUTES)" --seed "$(SEED)" --report docs/chaos.md
@@ -40,7 +46,7 @@ matrix: $(CELERIES:%=matrix-%) ## run the scheduler's tests on each Celery that 
 
 $(CELERIES:%=matrix-%): matrix-%: .venv-celery-%/.dev servers
 	@echo "Celery $*"
-	@exec .venv-celery-$*/bin/pytest tests/scheduler $(ARGS)
+	@exec .venv-celery-$*/bin/pytest $(SIDE_BY_SIDE) tests/scheduler $(ARGS)
 
 bench: .venv-bench/.peers servers ## measure beside the peers; PARTS="burst idle", RUNS=3, SIZES="1000 10000", QUICK=1
 	@exec .venv-bench/bin/python -m benchmarks $(PARTS) $(RUNS:%=--runs %) $(if $(SIZES),--sizes $(SIZES)) $(QUICK:1=--quick)

@@ -183,7 +183,7 @@ class Agenda:
     def _jitter_of(self, planned: PlannedEntry) -> Callable[[int], int]:
         rule, spread_s = planned.rule, planned.jitter_s
         if not spread_s or rule is None:
-            return lambda instant: 0
+            return _no_jitter
         return lambda instant: jitter(planned.name, instant, spread_s, rule.after(instant))
 
     def _give_up_for_now(self, name: str, exc: Exception) -> None:
@@ -208,3 +208,7 @@ class Agenda:
         planned = self.entries[name]
         # In whole milliseconds: intervals that are first seen together run together, and are worked out together.
         return Record(self.now_us() // 1000 * 1000, paused=not planned.enabled, version=self._version(planned))
+
+
+def _no_jitter(instant: int) -> int:
+    return 0

@@ -83,7 +83,7 @@ class Broker:
             # The Redis transports connect at the first use of a channel.
             connection.default_channel  # noqa: B018
         except BaseException:
-            connection.collect(socket_timeout=0.1)
+            _collect(connection)
             raise
         self._connection = connection
         self._producer = self._producer_class(connection, auto_declare=False)
@@ -139,10 +139,7 @@ class Broker:
         """Forget the connection without a farewell: after an error nobody may be there to answer one."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            try:
-                connection.collect(socket_timeout=0.1)
-            except Exception as exc:  # noqa: BLE001  (a dead connection fails in any way it likes)
-                logger.debug("closing a broker connection: %r", exc)
+            _collect(connection)
 
     def close(self) -> None:
         """Close the connection in good order, in bounded time."""
@@ -184,6 +181,17 @@ def _passwords(app: Celery) -> Iterator[str | None]:
         with suppress(ValueError):
             yield unquote(urlsplit(url).password or "")
     yield app.conf.broker_password
+
+
+def _collect(connection: Any) -> None:
+    poller = getattr(getattr(connection.transport, "cycle", None), "poller", None)
+    try:
+        connection.collect(socket_timeout=0.1)
+        if poller is not None:
+            # kombu leaves it to the garbage collector, which comes late where a broker is away for long.
+            poller.close()
+    except Exception as exc:  # noqa: BLE001  (a dead connection fails in any way it likes)
+        logger.debug("closing a broker connection: %r", exc)
 
 
 def _release(connection: Any) -> None:

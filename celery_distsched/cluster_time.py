@@ -2,8 +2,8 @@
 
 Cluster time is `Clock.elapsed` plus an offset. The offset comes from the store's clock where it has one, else from the
 lower median of the nodes' wall clocks: late is allowed, early is not. A clock that jumps is not followed at once: the
-jump has to last for one TTL, and where there is a second opinion, that has to agree. Whoever joins takes the time that
-the others go by.
+jump has to last for one TTL, and most of the nodes' clocks have to agree. Whoever joins takes the time that the others
+go by.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class ClusterTime:
         own = microseconds(self._clock.wall()) - microseconds(self._clock.elapsed())
         # A heartbeat is read some time after it was written, which only ever makes its clock look slow: the best sample
         # of each is its greatest.
-        walls = _lower_median([own, *(max(self._walls[m]) for m in others if m in self._walls)])
-        first = walls if self._store is None else self._store
+        walls = [own, *(max(self._walls[m]) for m in others if m in self._walls)]
+        first = _lower_median(walls) if self._store is None else self._store
         if self.offset_us is None:
             self.offset_us = self._first(first, others)
             if self.offset_us is None:
@@ -78,7 +78,8 @@ class ClusterTime:
             self._back_in_step()
             self.offset_us = first
         else:
-            agreed = self._store is None or abs(first - walls) <= _STEP_US
+            # Of two clocks neither outvotes the other: cluster time goes on as it was.
+            agreed = 2 * sum(abs(first - wall) <= _STEP_US for wall in walls) > len(walls)
             self._consider(first, first - self.offset_us, agreed, now)
         self._report_skew(own - self.offset_us)
 
@@ -95,16 +96,16 @@ class ClusterTime:
         return clock if agreed else None
 
     def _consider(self, target: int, jump_us: int, agreed: bool, now: float) -> None:
-        """Follow a jump once it has lasted, and a second clock agrees where there is one."""
+        """Follow a jump once it has lasted, and most of the nodes' clocks agree."""
         whose = "the nodes' clocks say" if self._store is None else "the store's clock says"
         if self._step is None or abs(self._step[0] - target) > _STEP_US:
             self._step = (target, now)
             logger.warning(
-                "%s that it is %+.1f s from cluster time: not followed until it has lasted for %g s%s",
+                "%s that it is %+.1f s from cluster time: not followed until it has lasted for %g s and most nodes'"
+                " clocks agree",
                 whose,
                 jump_us / 1e6,
                 self._ttl_s,
-                "" if self._store is None else " and the nodes' clocks agree",
             )
         elif agreed and now - self._step[1] >= self._ttl_s:
             logger.warning("cluster time moves by %+.1f s, as %s for long enough", jump_us / 1e6, whose)

@@ -47,6 +47,7 @@ class FastWay:
         self._publisher: Publisher | None = None
         self._why_no_lane: str | None = "not looked at yet"
         self._look_again_at = float("-inf")
+        self._looked = False
         self._entries: Mapping[str, PlannedEntry] = {}
         self._said: Any = self
         self._survey: Iterator[None] | None = None
@@ -73,7 +74,7 @@ class FastWay:
         if (lane, why_not) != self._said:
             self._said = (lane, why_not)
             self._survey = self._say(lane.what, lane.why) if lane is not None else None
-            if lane is None:
+            if lane is None and why_not != _NOT_CONNECTED:
                 count = len(self._entries)
                 logger.info("%s, for all of %d entries, since %s", _ONE_BY_ONE, count, why_not)
         if self._survey is not None:
@@ -94,24 +95,21 @@ class FastWay:
         broker = self._scheduler.broker
         if self._lane is not None and broker.current is self._connection:
             return self._lane.messages.hooks()
-        # One that is made by others is as good as ours, and shows that the broker is there.
-        if self._lane is None and broker.current in (None, self._connection) and now < self._look_again_at:
+        # A connection is made by whoever sends or probes: two bounded attempts in one tick would take twice the time.
+        # But once, to begin with, to a broker that may be the store, so that not even the first run goes another way.
+        if broker.current is None and (self._looked or not hasattr(self._scheduler.driver, "claim_and_push")):
+            self._lane = None
+            return _NOT_CONNECTED
+        if self._lane is None and broker.current is self._connection and now < self._look_again_at:
             return self._why_no_lane
-        began = time.perf_counter()
-        self._lane = None
+        self._lane, self._looked = None, True
         try:
             self._connection = broker.connection
             self._why_no_lane = self._new_lane(self._connection)
-            wait_s = _LOOK_AGAIN_S
         except Exception as exc:  # noqa: BLE001  (whatever is wrong with the broker, the ordinary way reports it)
-            self._lane, self._connection, self._why_no_lane = (
-                None,
-                None,
-                f"the broker cannot be asked: {broker.says(exc)}",
-            )
-            # Whoever lets us wait is not asked again soon: the heartbeat stops for a loop that stands still.
-            wait_s = max(_LOOK_AGAIN_S, 100 * (time.perf_counter() - began))
-        self._look_again_at = now + wait_s
+            self._lane, self._connection = None, None
+            self._why_no_lane = f"the broker cannot be asked: {broker.says(exc)}"
+        self._look_again_at = now + _LOOK_AGAIN_S
         return self._why_no_lane
 
     def _new_lane(self, connection: Any) -> str | None:
@@ -223,4 +221,5 @@ def in_calls(messages: Mapping[str, Sequence[Any]], most: int) -> Iterator[list[
         yield names
 
 
+_NOT_CONNECTED = "there is no connection to the broker"
 _ONE_BY_ONE = "claimed, sent and confirmed one after the other"

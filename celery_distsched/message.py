@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable
+from json.encoder import encode_basestring_ascii
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from celery.beat import ScheduleEntry
@@ -32,7 +33,7 @@ class TaskIds:
     def of(self, entry: str) -> Callable[[int], str]:
         """Return what gives an entry's task id by instant."""
         begun = self._begun.copy()
-        begun.update(json.dumps(entry).encode() + b", ")
+        begun.update(f"{encode_basestring_ascii(entry)}, ".encode())
 
         def task_id(instant_us: int) -> str:
             hashed = begun.copy()

@@ -89,24 +89,28 @@ class Publisher:
     def messages(self, due: Sequence[tuple[PlannedEntry, Sequence[int]]]) -> list[list[Any] | None]:
         """Return the messages of each entry's instants; None for an entry that goes the ordinary way."""
         made: list[list[Any] | None] = []
-        # One moment for all: they are sent together.
-        expiries: dict[float, Any] = {}
+        # One moment for all: they are sent together. Many are of one instant.
+        expiries, moments = dict[float, Any](), dict[int, str]()
         tags = _random_ids(sum(len(instants) for _, instants in due))
+        encoded = self._messages.encoded
         for planned, instants in due:
             _, kind, common = self._way(planned)
             if kind is None:
                 made.append(None)
                 continue
-            values = {**common, "name": self._messages.encoded("name", planned.name)}
-            expires_s, fill, task_id_of = kind.expires_s, kind.template.fill, self._task_ids.of(planned.name)
+            name = planned.name
+            values = {**common, "name": encoded("name", name)}
+            expires_s, fill, task_id_of = kind.expires_s, kind.template.fill, self._task_ids.of(name)
             if expires_s is not None:
                 if expires_s not in expiries:
-                    expiries[expires_s] = self._messages.encoded("expires", self._expires(expires_s))
+                    expiries[expires_s] = encoded("expires", self._expires(expires_s))
                 values["expires"] = expiries[expires_s]
             pushes = []
             for instant in instants:
+                if instant not in moments:
+                    moments[instant] = iso(instant)
                 values["task_id"] = task_id_of(instant)
-                values["scheduled_at"] = iso(instant)
+                values["scheduled_at"] = moments[instant]
                 values["delivery_tag"] = next(tags)
                 pushes.append(fill(values))
             made.append(pushes)

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import gc
+from contextlib import suppress
+
+import psutil  # type: ignore[import-untyped]
 import pytest
 from celery import Celery
 
 from celery_distsched.broker import Broker
+from tests.servers import free_port
 
 
 @pytest.mark.parametrize(
@@ -19,3 +24,19 @@ def test_what_a_broker_says_is_repeated_without_its_passwords(urls: str | list[s
     app = Celery(set_as_current=False, broker=urls)
     says = Broker(app, None, 1.0).says(OSError("unknown command 'AUTH' with p@ss, or p%40ss"))
     assert says == "unknown command 'AUTH' with **, or **"
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_a_broker_that_is_away_costs_no_file_descriptors(scheme: str) -> None:
+    app = Celery(set_as_current=False, broker=f"{scheme}://127.0.0.1:{free_port()}")
+    broker, process = Broker(app, app.amqp.Producer, 1.0), psutil.Process()
+    gc.disable()
+    try:
+        counts = []
+        for _ in range(20):
+            with suppress(Exception):  # each transport has one of its own
+                broker.connect()
+            counts.append(process.num_fds())
+    finally:
+        gc.enable()
+    assert counts[-1] == counts[2]

@@ -133,3 +133,10 @@ def test_a_host_whose_clock_is_off_says_so_once_and_once_when_it_is_over(
     assert len(said) == 2
     assert f"{abs(off_s):.1f} s {where} cluster time" in said[0]
     assert "agrees with cluster time again" in said[1]
+
+
+def test_a_slow_clock_beside_one_other_does_not_take_the_cluster_back() -> None:
+    node = Node(store=False, others=1)
+    assert node.goes_on(3) == 0.0
+    node.walls_are_off_s = [-HOUR_S]
+    assert node.goes_on(20 * TTL_S) == 0.0

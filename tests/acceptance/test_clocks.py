@@ -14,7 +14,7 @@ from tests.acceptance.at_once import at_once
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.queue import Queue, RedisQueue
 from tests.acceptance.rhythms import SECOND_US
-from tests.servers import EtcdServer, RedisServer
+from tests.servers import ConsulServer, RedisServer
 from tests.servers.fake_clock import FakeClock, PythonClock
 
 TTL_S = 2.0
@@ -35,12 +35,12 @@ class Result(NamedTuple):
 
 @pytest.fixture(scope="module")
 def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Result]]:
-    stepped, etcd = RedisServer(), EtcdServer()
+    stepped, consul = RedisServer(), ConsulServer()
     stepped.clock = FakeClock()
     clock = stepped.clock
     with ExitStack() as stack:
         stack.enter_context(stepped)
-        stack.enter_context(etcd)
+        stack.enter_context(consul)
 
         def queue(number: int) -> Queue:
             return RedisQueue(redis_server.url(path=f"/{number}"))
@@ -48,7 +48,7 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
         yield at_once(
             {
                 "redis": lambda: with_wrong_clocks(redis_server.url(path="/5"), queue(9)),
-                "etcd": lambda: with_wrong_clocks(etcd.url(), queue(8)),
+                "consul": lambda: with_wrong_clocks(consul.url(), queue(8)),
                 "the store's": lambda: with_a_store_that_steps(stepped.url(), queue(7), clock),
                 "the host's": lambda: with_a_host_that_steps(tmp_path_factory.mktemp("store"), queue(6)),
             }
@@ -59,8 +59,9 @@ def with_wrong_clocks(store: str, queue: Queue) -> Result:
     """Of three beats one is an hour slow and one an hour fast, until that is set right, and wrong once more."""
     slow, fast = PythonClock(-HOUR_S), PythonClock(HOUR_S)
     with Cluster(store, queue, entries=20, ttl_s=TTL_S) as cluster:
-        cluster.start(2, clocks=[slow])
-        cluster.start(clocks=[fast])
+        # The first one's clock is the cluster's, where the store has none.
+        cluster.start()
+        cluster.start(2, clocks=[slow, fast])
         began = time.time()
         for ahead_s in (HOUR_S, 0.0, HOUR_S):
             fast.step_to(ahead_s)
@@ -99,7 +100,7 @@ def over(cluster: Cluster, began: float) -> Result:
     return Result(cluster, began, ended)
 
 
-@pytest.mark.parametrize("whose", ["redis", "etcd", "the store's"])
+@pytest.mark.parametrize("whose", ["redis", "consul", "the store's"])
 def test_an_hour_of_skew_and_steps_of_an_hour_lose_and_double_nothing(
     whose: str, result_of: Callable[[str], Result]
 ) -> None:
@@ -111,12 +112,12 @@ def test_an_hour_of_skew_and_steps_of_an_hour_lose_and_double_nothing(
     assert lateness[len(lateness) // 2] <= LATE_S, f"{lateness[len(lateness) // 2]:.3f} s{cluster.story()}"
 
 
-@pytest.mark.parametrize("whose", ["redis", "etcd"])
+@pytest.mark.parametrize("whose", ["redis", "consul"])
 def test_a_host_whose_clock_is_wrong_says_so_once_and_once_when_it_is_right(
     whose: str, result_of: Callable[[str], Result]
 ) -> None:
     cluster = result_of(whose).cluster
-    slow, right, fast = cluster.beats
+    right, slow, fast = cluster.beats
     story = cluster.story()
     assert len(slow.lines("s behind cluster time")) == 1, story
     assert len(fast.lines("s ahead of cluster time")) == 2, story

@@ -149,17 +149,20 @@ def main() -> int:
     given = parser.parse_args()
     names = given.lane or list(STORES)
     with ThreadPoolExecutor(len(names)) as lanes:
-        soaks = list(lanes.map(lambda name: _soak(name, given.minutes * 60), names))
+        runs = {name: lanes.submit(_soak, name, given.minutes * 60) for name in names}
+    # One that came to nothing costs the others nothing.
+    failed = [f"{name}: {error}" for name, run in runs.items() if (error := run.exception()) is not None]
+    soaks = [run.result() for run in runs.values() if run.exception() is None]
     table = _table(soaks)
     print(table)
-    wrong = [what for one in soaks for what in one.wrong()]
+    wrong = failed + [what for one in soaks for what in one.wrong()]
     print(f"\n{'; '.join(wrong) or 'nothing grows'}")
     if given.report is not None and given.minutes >= _WORTH and not given.lane and not wrong:
         page = Path(__file__).with_name("soak.md").read_text()
         day = datetime.now(timezone.utc).date()
-        runs = sum(len(one.account.expected) for one in soaks)
+        number = sum(len(one.account.expected) for one in soaks)
         given.report.write_text(
-            page.format(day=day, minutes=f"{given.minutes:g}", runs=f"{runs:,}", ttl=f"{TTL_S:g}", table=table)
+            page.format(day=day, minutes=f"{given.minutes:g}", runs=f"{number:,}", ttl=f"{TTL_S:g}", table=table)
         )
     return 1 if wrong else 0
 

@@ -39,6 +39,8 @@ def _serializers() -> Iterator[None]:
     yield
     serialization.unregister("sorted")
     serialization.unregister("told")
+    # With "sorted" went the reading of its content type, for all.
+    serialization.register_json()
 
 
 def _sorted(value: Any) -> str:

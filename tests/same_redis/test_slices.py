@@ -40,6 +40,7 @@ class Sending:
 
     def slice(self, *names: str) -> dict[str, list[Outcome]]:
         """Send one occurrence of each in a slice."""
+        self.scheduler.broker.connect()
         assert self.way.slices(1e6) is not None, self.way._why_no_lane
         due = dict.fromkeys(names, (INSTANT_US,))
         messages = self.way.messages(due)
@@ -166,6 +167,7 @@ def test_a_channel_that_the_broker_closes_leaves_unknown_what_it_had_not_confirm
     with Connection(rabbit) as connection:  # type: ignore[no-untyped-call]
         connection.default_channel.exchange_declare("gone", "direct", durable=True, auto_delete=False)
     both = sending(rabbit, {"free": {}})
+    both.scheduler.broker.connect()
     slices: Any = both.way.slices(1e6)
     (message,) = both.way.messages({"free": (INSTANT_US,)})["free"]
     # As when an exchange is deleted behind our back.
