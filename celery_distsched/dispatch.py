@@ -129,7 +129,8 @@ class Dispatch:
                 with collector.paused():
                     ledger.read(ledger.unread)
             ledger.watch()
-            ledger.take_over()
+            if self._may_go_on():  # reading may have taken its time
+                ledger.take_over()
             self._progress.ready = not ledger.unread or ledger.suspicious
         outbox.reopen()
         outbox.send(ledger.busy, self._confirm)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.simulation.replay import simulate
+from tests.simulation.replay import simulate, violation
 
 
 def test_the_promises_hold_whatever_happens() -> None:
@@ -15,6 +15,10 @@ def test_the_promises_hold_whatever_happens() -> None:
     # The faults have had something to hit.
     for what in ("taken over", "sent again", "possibly lost", "skipped"):
         assert summary[what] > 0, summary
+
+
+def test_nothing_is_taken_over_when_trust_has_run_out_while_reading() -> None:
+    assert violation(114) is None
 
 
 def test_a_seed_decides_everything() -> None:
