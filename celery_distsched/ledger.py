@@ -231,7 +231,10 @@ class Ledger:
         record = None if text is None else self._parsed(name, text)
         if text is not None and record is None:
             return None
-        holding = self.holdings.get(name) or Holding(self.memory(name))
+        holding = self.holdings.get(name)
+        if holding is None or holding.record is None:
+            # A swap that lost to nothing leaves a holding that knows no record; what was known before is remembered.
+            holding = Holding(self.memory(name))
         return holding.restoring(
             self.me, text, record, gone=self._gone, doubtful=self._doubtful, at_most_once=self._settings.at_most_once
         )
