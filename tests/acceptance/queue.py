@@ -136,10 +136,10 @@ def identity(message: Message) -> tuple[str, str, int]:
 
 
 def missing(messages: Iterable[Message], there: Counter[tuple[str, str, int]]) -> list[Message]:
-    """Return those of these messages that are not there."""
-    gone = []
-    for message in messages:
-        there[identity(message)] -= 1
-        if there[identity(message)] < 0:
-            gone.append(message)
-    return gone
+    """Return those of these messages of whose run nothing is there.
+
+    A broker that dies may have shown a message to a consumer and neither kept it nor said that it would: then the
+    sender has sent it again, and that one is there.
+    """
+    kept = {task_id for task_id, _, _ in there}
+    return [message for message in messages if message.task_id not in kept]
