@@ -131,7 +131,7 @@ class Dispatch:
             ledger.watch()
             if self._may_go_on():  # reading may have taken its time
                 ledger.take_over()
-            self._progress.ready = not ledger.unread or ledger.suspicious
+            self._progress.ready = not ledger.unread or bool(ledger.suspicious)
         outbox.reopen()
         outbox.send(ledger.busy, self._confirm)
         if settled:

@@ -65,8 +65,8 @@ class Ledger:
         #: Entries whose record must be read before anything else is done with them.
         self.unread: set[str] = set()
         self.counts: Counter[str] = Counter()
-        #: A record is older than I remember it, or has gone: the store has lost data.
-        self.suspicious = False
+        #: What shows that the store has lost data: a record is older than I remember it, or has gone. Empty: nothing.
+        self.suspicious = ""
         #: Until then, on `Clock.elapsed`, what is not in the store is not taken for new.
         self.anchor_from = float("-inf")
         self._driver = driver
@@ -130,7 +130,7 @@ class Ledger:
                 if text is not None:
                     self._learn(name, text)
                 elif self.memory(name) is not None:
-                    self.suspicious = True
+                    self.suspicious = f"entry {name!r} has no record any more"
                 elif name not in self.share:
                     self._forget(name)
                 elif self._clock.elapsed() < self.anchor_from:
@@ -157,7 +157,9 @@ class Ledger:
         if record is None:
             self._forget(name)
         elif known is not None and record.last < known.last:
-            self.suspicious = True
+            self.suspicious = (
+                f"entry {name!r} was last claimed for {iso(known.last)}, and the store says {iso(record.last)}"
+            )
         else:
             self._know(name, record)
 

@@ -86,6 +86,9 @@ class StoreLoss:
             StoreUnavailable, LeaseLost: Go on with the next tick.
         """
         now = self._clock.elapsed()
+        if self._holding:
+            # What shows meanwhile, as by a confirm of what was sent, is the same loss; in the end all is read again.
+            self._ledger.suspicious = ""
         if self._ledger.suspicious or now - self._checked_at >= min(self._pool.ttl_s / 10, 0.5):
             self._check(view)
             self._checked_at = now
@@ -105,6 +108,7 @@ class StoreLoss:
         self._progress.at = self._clock.elapsed()
         stored, server = Generation.parse(text), self._driver.incarnation
         known = self._known is not None and stored is not None and stored.name == self._known.name
+        signs = self._ledger.suspicious or "its mark is not the one that was there, or of another server"
         if stored is None or stored.server != server or (known and self._ledger.suspicious):
             # Where nobody knows of a ledger, there was none: what is not there is new.
             new = self._known is None and stored is None and not self._others_know(view)
@@ -113,20 +117,21 @@ class StoreLoss:
             if not answer.won:
                 return
             known = False
-        self._ledger.suspicious = False
+        self._ledger.suspicious = ""
         if not known:
-            self._take_on(stored)
+            self._take_on(stored, signs)
 
-    def _take_on(self, generation: Generation) -> None:
+    def _take_on(self, generation: Generation, signs: str) -> None:
         remembers = self._known is not None
         self._known = generation
         age_s = (self._now_us() - generation.since_us) / 1e6
         now, ttl_s = self._clock.elapsed(), self._pool.ttl_s
         if remembers:
             logger.error(
-                "the store has lost data, or another server has taken its place (%s): putting back what this node"
+                "the store has lost data, or another server has taken its place (%s; %s): putting back what this node"
                 " remembers; nothing is claimed until all nodes have, for %g s at most",
                 self._driver.url.masked,
+                signs,
                 ttl_s,
             )
             self._to_put_back = {*self._entries(), *self._ledger.known()}
@@ -156,7 +161,7 @@ class StoreLoss:
                     moves[name] = move
             self._ledger.swap(moves)
             self._to_put_back -= {name for name, move in moves.items() if self._ledger.memory(name) == move.new}
-        self._ledger.suspicious = False
+        self._ledger.suspicious = ""
         if not self._to_put_back and self._known is not None:
             self._progress.generation = self._known.name
 
