@@ -29,6 +29,8 @@ from celery_distsched.schedule_epoch import RESERVED
 logger = logging.getLogger(__name__)
 
 _KEY = f"{RESERVED}generation"
+#: In one tick: read and write, read what has come of it, and once more where another node was quicker.
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,9 @@ class StoreLoss:
         if self._ledger.suspicious or now - self._checked_at >= min(self._pool.ttl_s / 10, 0.5):
             self._check(view)
             self._checked_at = now
-        if self._to_put_back:
-            self._put_back()
+        for _ in range(_ROUNDS):
+            if self._to_put_back:
+                self._put_back()
         if self._holding and (now >= self._held_until or self._all_have_put_back(view)):
             self._holding = False
             # While everybody wrote, everything may have changed.
@@ -159,8 +162,8 @@ class StoreLoss:
                     self._to_put_back.discard(name)
                 else:
                     moves[name] = move
+            # Another node may have put back less in the meantime: an entry is done when the store shows all of it.
             self._ledger.swap(moves)
-            self._to_put_back -= {name for name, move in moves.items() if self._ledger.memory(name) == move.new}
         self._ledger.suspicious = ""
         if not self._to_put_back and self._known is not None:
             self._progress.generation = self._known.name

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
 import pytest
 
-from celery_distsched.drivers import StoreUrl
+from celery_distsched.drivers import Answer, StoreUrl, Swap
+from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.holding import Holding
 from celery_distsched.ledger import Ledger
-from celery_distsched.node_pool import NodePool
+from celery_distsched.node_pool import NodePool, View
 from celery_distsched.progress import Progress
 from celery_distsched.record import Record
 from celery_distsched.settings import Settings
+from celery_distsched.store_loss import StoreLoss
 from tests.holding_nodes import NAME, TTL_S, StandingClock, Store, Way
 
 
@@ -39,3 +45,40 @@ def test_what_is_remembered_is_put_back(ledger: Ledger, stored: Record | None, h
     move = ledger.restoring(NAME, stored.text() if stored else None)
     assert move is not None
     assert move.new == Record(10)
+
+
+def test_an_entry_of_which_another_puts_back_less_is_not_done() -> None:
+    """Both find nothing there; the other, who lost the entry long ago, is quicker, and what it remembers is older."""
+    clock, progress = StandingClock(), Progress()
+    place: dict[str, Any] = {
+        "url": StoreUrl.parse("memory://loss"),
+        "namespace": uuid4().hex,
+        "ttl_s": TTL_S,
+        "timeout_s": 1.0,
+    }
+    mine, other = MemoryDriver(**place), MemoryDriver(**place)
+    mine.join("me#1", "")
+    pool = NodePool("me", TTL_S, clock)
+    pool.view = View(me="me#1", offset_us=1, trusted_until=float("inf"))
+    ledger = Ledger(
+        mine, pool, progress, clock, Settings(StoreUrl("test"), node_ttl=TTL_S),
+        anchor=lambda _: Record(10), learnt=lambda _: None,
+    )  # fmt: skip
+    ledger.me = "me#1"
+    loss = StoreLoss(mine, ledger, pool, progress, clock, lambda: [NAME])
+    ledger.own({NAME}, gained={NAME}, lost=())
+    assert loss.settled(pool.view)
+    ledger.read(ledger.unread)
+    mine._store.ledger.clear()
+    clock.now += 1
+    swap = mine.swap
+
+    def after_the_other(swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
+        if any(one.key == NAME for one in swaps):
+            mine.swap = swap  # type: ignore[method-assign]
+            other.swap([Swap(NAME, None, Record(3).text())])
+        return swap(swaps, fence)
+
+    mine.swap = after_the_other  # type: ignore[method-assign]
+    loss.settled(pool.view)
+    assert other.read([NAME]) == [Record(10).text()]
