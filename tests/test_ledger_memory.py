@@ -59,7 +59,7 @@ def test_an_entry_of_which_another_puts_back_less_is_not_done() -> None:
     mine, other = MemoryDriver(**place), MemoryDriver(**place)
     mine.join("me#1", "")
     pool = NodePool("me", TTL_S, clock)
-    pool.view = View(me="me#1", offset_us=1, trusted_until=float("inf"))
+    pool.view = View(me="me#1", offset_us=10**15, trusted_until=float("inf"))
     ledger = Ledger(
         mine, pool, progress, clock, Settings(StoreUrl("test"), node_ttl=TTL_S),
         anchor=lambda _: Record(10), learnt=lambda _: None,
