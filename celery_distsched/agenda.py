@@ -7,13 +7,12 @@ to be sent. Whether that swap is won is the ledger's affair.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Set
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 
 from celery_distsched.clock import iso, microseconds
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.holding import Move, Phase
-from celery_distsched.instants import ask, due, jitter
+from celery_distsched.instants import Due, Rule, ask, due, jitter
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool
 from celery_distsched.record import MAX_OPEN, Record, Version, may_claim
@@ -48,6 +47,8 @@ class Agenda:
         #: Entries of my share of which a live node has a newer version.
         self._yielded: set[str] = set()
         self._reported: set[str] = set()
+        #: What was found to be due at the moment of the last claims, by what decides it.
+        self._found: dict[tuple[int, int, int], Due] = {}
 
     def now_us(self) -> int:
         """Return cluster time."""
@@ -69,30 +70,42 @@ class Agenda:
             return
         look_again = self._yielded if self._schedule_epoch == mine else self.share
         self._schedule_epoch, self._epochs = mine, live
-        for name in list(look_again):
-            self.schedule(name)
+        self.schedule(list(look_again))
 
-    def _version(self, planned: PlannedEntry) -> Version:
-        return Version(planned.fingerprint, self._schedule_epoch.epoch)
+    def _version(self, planned: PlannedEntry, known: Version | None = None) -> Version:
+        """Return the version of an entry that is mine: the very one that is known of it, where they are equal."""
+        epoch = self._schedule_epoch.epoch
+        if known is not None and known.fingerprint == planned.fingerprint and known.epoch == epoch:
+            return known
+        return Version(planned.fingerprint, epoch)
 
     # What is due
 
-    def claim(self, name: str) -> Move | None:
-        """Return the swap that claims what is due of an entry; None if there is nothing to write. Never raises."""
-        try:
-            return self._claimed(name)
-        except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
-            self._give_up_for_now(name, exc)
-            return None
+    def claims(self, names: Iterable[str], enqueue: Callable[[str], bool]) -> dict[str, Move]:
+        """Return the swaps that claim what is due now of these entries, where there is anything to write. Never raises.
 
-    def _claimed(self, name: str) -> Move | None:
-        if not self.ledger.free(name):
+        Args:
+            names: The entries.
+            enqueue: Whether an entry's messages are pushed in the very step that claims them.
+        """
+        now = self.now_us()
+        self._found.clear()
+        moves = {}
+        for name in names:
+            try:
+                move = self._claimed(name, now, enqueue)
+            except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
+                self._give_up_for_now(name, exc)
+            else:
+                if move is not None:
+                    moves[name] = move
+        return moves
+
+    def _claimed(self, name: str, now: int, enqueue: Callable[[str], bool]) -> Move | None:
+        planned, holding = self.entries[name], self.ledger.free(name)
+        if holding is None or (record := holding.record) is None:
             return None
-        planned, holding, now = self.entries[name], self.ledger.holdings[name], self.now_us()
-        record = holding.record
-        if record is None:
-            return None
-        mine = self._version(planned)
+        mine = self._version(planned, record.version)
         if not may_claim(record.version, mine, self._epochs):
             return None
         if (ready := self._ready(planned, record, now)) != record:
@@ -107,28 +120,41 @@ class Agenda:
         if planned.rule is None:
             is_due, again_s = ask(planned.entry.schedule, record.last, now)
             self.timetable.set(name, now + microseconds(max(again_s, 0.01)))
-            return self.ledger.advance(name, claim=(now,), version=mine) if is_due and now > record.last else None
-        found = due(
-            planned.rule, record.last, now, planned.catch_up, self._settings.hand_over_s, self._jitter_of(planned)
-        )
+            if not is_due or now <= record.last:
+                return None
+            return self.ledger.advance(name, claim=(now,), version=mine, enqueue=enqueue(name))
+        found = self._due(planned, planned.rule, record.last, now)
         claim = found.send[:room]
-        if any(not record.last < instant <= now for instant in claim):
+        if claim and not record.last < claim[0] <= claim[-1] <= now:
             raise AssertionError(f"claiming {claim} after {record.last} at {now}")
-        upto = found.upto if claim == found.send else claim[-1]
-        return self.ledger.advance(name, claim=claim, upto=upto, skipped=found.skipped, version=mine)
+        upto = found.upto if len(claim) == len(found.send) else claim[-1]
+        return self.ledger.advance(
+            name, claim=claim, upto=upto, skipped=found.skipped, version=mine, enqueue=enqueue(name)
+        )
+
+    def _due(self, planned: PlannedEntry, rule: Rule, last: int, now: int) -> Due:
+        catch_up, hand_over_s = planned.catch_up, self._settings.hand_over_s
+        if planned.jitter_s:
+            return due(rule, last, now, catch_up, hand_over_s, self._jitter_of(planned))
+        # Entries of one schedule that ran together last are due together: it is worked out once.
+        key = (id(rule), id(catch_up), last)
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = due(rule, last, now, catch_up, hand_over_s)
+        return found
 
     def _ready(self, planned: PlannedEntry, record: Record, now: int) -> Record:
         """Return the record as it has to be before this version of the entry is claimed: mostly as it is."""
         if self._is_back(planned.name, record):
             # What was left open when it went away nobody waits for any more.
             since = self._schedule_epoch.since_us
-            record = replace(record, last=since, open={at: mark for at, mark in record.open.items() if at > since})
+            record = record._replace(last=since, open={at: mark for at, mark in record.open.items() if at > since})
         if record.paused == planned.enabled:
             # Switched on: it starts from now, and nothing of the past is run. Switched off: noted for that day.
             last = max(record.last, now) if planned.enabled else record.last
-            record = replace(record, last=last, paused=not planned.enabled)
+            record = record._replace(last=last, paused=not planned.enabled)
         if record.version is not None and record.version.fingerprint != planned.fingerprint:
-            record = replace(record, version=self._version(planned))
+            record = record._replace(version=self._version(planned))
         return record
 
     def _is_back(self, name: str, record: Record) -> bool:
@@ -142,26 +168,29 @@ class Agenda:
         if planned is None or holding is None or holding.record is None:
             return False
         record = holding.record
-        return may_claim(record.version, self._version(planned), self._epochs) and not self._is_back(name, record)
+        mine = self._version(planned, record.version)
+        return may_claim(record.version, mine, self._epochs) and not self._is_back(name, record)
 
     # When to look again
 
-    def schedule(self, name: str) -> None:
-        """Note when an entry of mine falls due next."""
-        planned = self.entries.get(name)
-        if planned is None or name not in self.share or not self.ledger.free(name):
+    def schedule(self, names: Iterable[str]) -> None:
+        """Note when these entries fall due next, those of them that are mine."""
+        now = self.now_us()
+        for name in names:
+            self._schedule(name, now)
+
+    def _schedule(self, name: str, now: int) -> None:
+        planned, holding = self.entries.get(name), self.ledger.free(name)
+        if planned is None or holding is None or (record := holding.record) is None or name not in self.share:
             self.timetable.drop(name)
             return
-        record, now = self.ledger.holdings[name].record, self.now_us()
-        if record is not None and not may_claim(record.version, self._version(planned), self._epochs):
+        if not may_claim(record.version, self._version(planned, record.version), self._epochs):
             self._yield(name)
             return
         self._yielded.discard(name)
-        if record is not None and record.last > now + self._hand_over_us:
+        if record.last > now + self._hand_over_us:
             self._report_future(name, record.last)
-        if record is None:
-            self.timetable.drop(name)
-        elif planned.rule is None or self._ready(planned, record, now) is not record:
+        if planned.rule is None or self._ready(planned, record, now) is not record:
             self.timetable.set(name, now)
         elif not planned.enabled:
             self.timetable.drop(name)
@@ -170,7 +199,9 @@ class Agenda:
                 after = planned.rule.after(record.last)
                 if after is None:
                     after = now + microseconds(_LOOK_AGAIN_S)
-                self.timetable.set(name, after + self._jitter_of(planned)(after))
+                if planned.jitter_s:
+                    after += self._jitter_of(planned)(after)
+                self.timetable.set(name, after)
             except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
                 self._give_up_for_now(name, exc)
 

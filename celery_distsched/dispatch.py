@@ -156,8 +156,7 @@ class Dispatch:
         self._agenda.move(gained, lost)
         self.ledger.own(self._agenda.share, gained, lost)
         if another_schedule:
-            for name in self._agenda.share - gained:
-                self._agenda.schedule(name)
+            self._agenda.schedule(self._agenda.share - gained)
         nodes = ", ".join(sorted(view.ring.nodes))
         logger.info("%d of %d entries are mine; nodes: %s", len(self._agenda.share), len(self._agenda.entries), nodes)
 
@@ -180,16 +179,14 @@ class Dispatch:
             names = self._agenda.timetable.pop_due(self._agenda.now_us(), most)
             if not names:
                 return
-            claims = {name: move for name in names if (move := self._agenda.claim(name)) is not None}
             try:
+                claims = self._agenda.claims(names, self._enqueues(same_redis))
                 if same_redis is not None:
                     self._enqueue(claims, same_redis)
                 # Confirms of the slice before ride on the claims of this one.
                 self.ledger.swap({**self.ledger.confirms(most), **claims})
             finally:
-                for name in names:
-                    if name not in self._agenda.timetable:
-                        self._agenda.schedule(name)
+                self._agenda.schedule([name for name in names if name not in self._agenda.timetable])
             self._outbox.send(claims, self._confirm)
 
     def _way(self) -> tuple[SameRedis | None, int]:
@@ -202,15 +199,18 @@ class Dispatch:
             return same_redis, self._slice
         return same_redis, _LARGE_SLICE if same_redis is None else _FAST_SLICE
 
+    def _enqueues(self, same_redis: SameRedis | None) -> Callable[[str], bool]:
+        """Return what says of an entry whether it is claimed and pushed in one step."""
+        return _nothing if same_redis is None or self._fast_way is None else self._fast_way.takes
+
     def _enqueue(self, claims: dict[str, Move], same_redis: SameRedis) -> None:
-        """Claim and push in one step those for which that can be done, and take them out."""
+        """Claim and push in one step those that were made ready for it, and take them out."""
         if self._fast_way is None:
             return
-        plain = {n: move.claimed for n, move in claims.items() if move.claimed and not move.taken and not move.dropped}
-        messages = self._fast_way.messages(plain)
-        moves = {name: claims.pop(name) for name in messages}
+        moves = {name: claims.pop(name) for name in [name for name, move in claims.items() if move.enqueue]}
+        messages = self._fast_way.messages({name: move.claimed for name, move in moves.items()})
         for names in in_calls(messages, _FAST_SLICE):
-            batch = {name: (moves[name].enqueued(), messages[name]) for name in names}
+            batch = {name: (moves[name], messages[name]) for name in names}
             try:
                 refused = self.ledger.enqueue(batch, same_redis.claim_and_push)
             except Elsewhere:
@@ -241,3 +241,7 @@ class Dispatch:
         if at_us is None or not self._outbox.open:
             return _LONGEST_SLEEP_S
         return min(max((at_us - self._agenda.now_us()) / 1e6, 0.0), _LONGEST_SLEEP_S)
+
+
+def _nothing(name: str) -> bool:
+    return False

@@ -38,6 +38,8 @@ _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{4,}")
 class PlannedEntry:
     """One entry, understood."""
 
+    #: The key in ``beat_schedule``.
+    name: str
     entry: ScheduleEntry
     #: None: the schedule is of a class of its own, and must be asked whether it is due.
     rule: Rule | None
@@ -46,11 +48,6 @@ class PlannedEntry:
     enabled: bool = True
     #: Tells versions of the entry apart.
     fingerprint: str = "0"
-
-    @property
-    def name(self) -> str:
-        """The key in ``beat_schedule``."""
-        return str(self.entry.name)
 
 
 def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) -> Any:
@@ -119,6 +116,7 @@ def plan(entry: ScheduleEntry, app: Celery, settings: Settings) -> PlannedEntry:
         )
     deadline_s = app.conf.beat_cron_starting_deadline if isinstance(schedule, (crontab, cron)) else None
     return PlannedEntry(
+        name=str(entry.name),
         entry=entry,
         rule=rule_for(schedule),
         catch_up=_catch_up(

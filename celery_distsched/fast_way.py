@@ -51,6 +51,7 @@ class FastWay:
         self._entries: Mapping[str, PlannedEntry] = {}
         self._said: Any = self
         self._survey: Iterator[None] | None = None
+        self._noted = (0, as_datetime(0))
 
     def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
         """Say anew of these which way they go."""
@@ -170,6 +171,11 @@ class FastWay:
 
     # Each entry
 
+    def takes(self, name: str) -> bool:
+        """Whether this entry's messages can be made here."""
+        planned = self._entries.get(name)
+        return planned is not None and self._publisher is not None and self._publisher.why_not(planned) is None
+
     def messages(self, due: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
         """Return the messages of entries by their instants, without those entries that go the ordinary way."""
         if self._publisher is None:
@@ -203,7 +209,11 @@ class FastWay:
             for _ in instants:
                 beat_logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
                 beat_logger.debug("%s sent.", entry.task)
-        entry.last_run_at = as_datetime(instants[-1])
+        at = instants[-1]
+        if self._noted[0] != at:
+            # The same for all that were due together.
+            self._noted = (at, as_datetime(at))
+        entry.last_run_at = self._noted[1]
         entry.total_run_count += len(instants)
 
 
@@ -211,7 +221,8 @@ def in_calls(messages: Mapping[str, Sequence[Any]], most: int) -> Iterator[list[
     """Divide entries into parts of at most so many, with no more messages than one call may carry."""
     names, room = list[str](), CALL_BYTES
     for name, some in messages.items():
-        size = sum(len(message.text if isinstance(message, Push) else message) for message in some)
+        # An entry's messages differ in nothing but times and ids.
+        size = len(some) * len(some[0].text if isinstance(some[0], Push) else some[0])
         if names and (size > room or len(names) == most):
             yield names
             names, room = [], CALL_BYTES

@@ -12,9 +12,11 @@ rules small enough to be checked state by state:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
+from typing import NamedTuple
 
 from celery_distsched.record import HANDED_BACK, Record, Version, node_of
 
@@ -28,8 +30,10 @@ class Phase(Enum):
     FORMER = "former"  #: claimed under an older membership; to be taken over before it is sent
 
 
-@dataclass(frozen=True)
-class Move:
+_NONE: Mapping[int, str] = MappingProxyType({})
+
+
+class Move(NamedTuple):
     """One swap of an entry's record, and what it means if it is won."""
 
     expected: str | None
@@ -37,13 +41,15 @@ class Move:
     #: Whether it needs this node to be a member: all but confirms do.
     fenced: bool
     #: Marks of dead nodes that become mine: instant → mark before.
-    taken: dict[int, str] = field(default_factory=dict)
+    taken: Mapping[int, str] = _NONE
     #: Marks of dead nodes that are dropped, their runs possibly lost.
-    dropped: dict[int, str] = field(default_factory=dict)
+    dropped: Mapping[int, str] = _NONE
     #: Instants that become mine.
     claimed: tuple[int, ...] = ()
     #: Instants passed over by the catch-up policy.
     skipped: int = 0
+    #: Its claims leave no marks: the store is to push their messages in the same step, or not to make this move.
+    enqueue: bool = False
 
     def seen_in(self, text: str, me: str) -> Move:
         """The part of this move that a record shows to have come true, whatever has changed in it since."""
@@ -52,14 +58,9 @@ class Move:
         try:
             record = Record.parse(text)
         except ValueError:
-            return replace(self, taken={}, skipped=0)
+            return self._replace(taken=_NONE, skipped=0)
         taken = {at: mark for at, mark in self.taken.items() if record.open.get(at) == me}
-        return replace(self, taken=taken, skipped=0)
-
-    def enqueued(self) -> Move:
-        """The same without marks of its claims: for a store that pushes their messages in the same step."""
-        new = self.new.without(self.claimed)
-        return Move(self.expected, new, self.fenced, self.taken, self.dropped, self.claimed, self.skipped)
+        return self._replace(taken=taken, skipped=0)
 
 
 @dataclass(slots=True)
@@ -102,6 +103,7 @@ class Holding:
         gone: Callable[[str], bool] | None = None,
         at_most_once: bool = False,
         version: Version | None = None,
+        enqueue: bool = False,
     ) -> Move | None:
         """Confirm, take over and claim in one swap; None if that changes nothing.
 
@@ -113,14 +115,16 @@ class Holding:
             gone: Whether a mark belongs to a node that is dead; given by the owner of the entry only.
             at_most_once: Drop the marks of dead nodes instead of sending again.
             version: The version of the entry that is claimed.
+            enqueue: Whether to leave no marks, if nothing else is open either: see `Move.enqueue`.
         """
         before = self.record
         if before is None:
             return None
         if claim and not before.open:
             # Nearly every claim, nearly always: what follows would come to the same.
-            new = Record(max(before.last, upto or 0, *claim), dict.fromkeys(claim, me), before.paused, version)
-            return Move(before.text(), new, fenced=True, claimed=tuple(claim), skipped=skipped)
+            marks = _NONE if enqueue else dict.fromkeys(claim, me)
+            new = Record(max(upto or 0, claim[-1]), marks, before.paused, version)
+            return Move(before.text(), new, True, claimed=tuple(claim), skipped=skipped, enqueue=enqueue)
         base = before.without(self.instants(Phase.DONE))
         taken: dict[int, str] = {}
         dropped: dict[int, str] = {}
@@ -202,7 +206,7 @@ class Holding:
             if forgotten and node_of(mark) != node_of(me) and (mark == HANDED_BACK or gone(mark)):
                 marks[at] = mark
         base = record or known
-        new = replace(base, last=max(base.last, known.last), open=marks, version=_newer(base.version, known.version))
+        new = Record(max(base.last, known.last), marks, base.paused, _newer(base.version, known.version))
         if new == record:
             return None
         return Move(stored, new, fenced=True, dropped=dropped)
@@ -212,13 +216,15 @@ class Holding:
 
     # What an answer means
 
-    def learn(self, record: Record, me: str | None) -> list[int]:
+    def learn(self, record: Record, me: str | None) -> Sequence[int]:
         """Take in the record as it is stored: from an answer to a swap, or read.
 
         Returns:
             Instants that were in my hands and have been taken over by another node.
         """
         self.record = record
+        if not record.open and not self.phases:
+            return ()
         taken_away = []
         for at, mark in record.open.items():
             if mark == me and self.phases.get(at) in (None, Phase.FORMER):

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from operator import itemgetter
 
 from celery_distsched.clock import Clock, iso
 from celery_distsched.drivers.base import Answer, Claim, Driver, Push, PushRefused, Swap
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 ClaimAndPush = Callable[[Sequence[Claim], str], Sequence[Answer | PushRefused]]
 
+_text_of = itemgetter(Push._fields.index("text"))
 #: Seconds for which the record of an entry is remembered that is no longer mine.
 _REMEMBER_S = 600.0
 #: Seconds between two attempts at a swap that was not answered.
@@ -41,7 +43,7 @@ class Ledger:
         settings: Settings,
         *,
         anchor: Callable[[str], Record],
-        learnt: Callable[[str], None],
+        learnt: Callable[[Sequence[str]], None],
         may_take: Callable[[str], bool] = lambda name: True,
     ) -> None:
         """Keep what is needed.
@@ -53,7 +55,7 @@ class Ledger:
             clock: For the pace of repeating and watching.
             settings: The user's.
             anchor: Makes the first record of an entry that there is none of.
-            learnt: Called with the name of an entry of the share whose record is now known, or has changed.
+            learnt: Called with the names of entries of the share whose records are now known, or have changed.
             may_take: Whether what the dead left open of an entry is for this node to take over.
         """
         self.share: Collection[str] = ()
@@ -76,6 +78,8 @@ class Ledger:
         self._settings = settings
         self._anchor = anchor
         self._learnt = learnt
+        #: Those of which it has not been told yet.
+        self._news: list[str] = []
         self._may_take = may_take
         #: Entries of mine with somebody else's open mark.
         self._watched: set[str] = set()
@@ -111,11 +115,12 @@ class Ledger:
             if name not in self.busy:
                 self._forget(name)
 
-    def free(self, name: str) -> bool:
-        """Whether an entry's record is known and no swap of it is out."""
+    def free(self, name: str) -> Holding | None:
+        """Return what is known of an entry, if its record is, and if no swap of it is out."""
         holding = self.holdings.get(name)
-        known = holding is not None and holding.record is not None and holding.unanswered is None
-        return known and name not in self.unread
+        if holding is None or holding.record is None or holding.unanswered is not None or name in self.unread:
+            return None
+        return holding
 
     # Reading
 
@@ -138,6 +143,7 @@ class Ledger:
                     self._absent.add(name)
                 else:
                     anchors[name] = Move(None, self._anchor(name), fenced=True)
+            self._tell()
             self.swap(anchors)
         self._slim()
 
@@ -188,9 +194,13 @@ class Ledger:
         if name in self.share:
             others = any(mark != self.me and instant not in holding.phases for instant, mark in record.open.items())
             (self._watched.add if others else self._watched.discard)(name)
-            self._learnt(name)
+            self._news.append(name)
         elif holding.idle:
             self._forget(name)
+
+    def _tell(self) -> None:
+        news, self._news = self._news, []
+        self._learnt(news)
 
     def _slim(self) -> None:
         """Walking through a set takes as long as it was ever large, even when it is empty: take a new one."""
@@ -283,6 +293,7 @@ class Ledger:
                     self.unread.add(name)
                 else:
                     self._learn(name, answer.record)
+            self._tell()
 
     def enqueue(self, batch: Mapping[str, tuple[Move, Sequence[Push]]], claim_and_push: ClaimAndPush) -> dict[str, str]:
         """Claim and push in one step of the store.
@@ -296,7 +307,7 @@ class Ledger:
             LeaseLost: Nothing was done.
         """
         claims = [
-            Claim(name, move.expected, move.new.text(), pushes[0].key, tuple(push.text for push in pushes))
+            Claim(name, move.expected, move.new.text(), pushes[0].key, tuple(map(_text_of, pushes)))
             for name, (move, pushes) in batch.items()
         ]
         try:
@@ -317,6 +328,7 @@ class Ledger:
                 self.unread.add(name)
             else:
                 self._learn(name, answer.record)
+        self._tell()
         return refused
 
     def repeat(self) -> None:
@@ -345,23 +357,28 @@ class Ledger:
         upto: int | None = None,
         skipped: int = 0,
         version: Version | None = None,
+        *,
+        enqueue: bool = False,
     ) -> Move | None:
         """Return the move that confirms, takes over and claims what can be of an entry; see `Holding.advance`."""
-        if not self.free(name):
+        holding = self.free(name)
+        if holding is None or holding.record is None:
             return None
-        return self.holdings[name].advance(
+        mine_to_take = bool(holding.record.open) and name in self.share and self._may_take(name)
+        return holding.advance(
             self.me,
             claim=claim,
             upto=upto,
             skipped=skipped,
-            gone=self._gone if name in self.share and self._may_take(name) else None,
+            gone=self._gone if mine_to_take else None,
             at_most_once=self._settings.at_most_once,
             version=version,
+            enqueue=enqueue,
         )
 
     def confirms(self, most: int | None = None) -> dict[str, Move]:
         """Return the moves that record what was sent."""
-        moves = ((name, self.holdings[name].confirm()) for name in self.busy if self.free(name))
+        moves = ((name, holding.confirm()) for name in self.busy if (holding := self.free(name)) is not None)
         return dict(islice(((name, move) for name, move in moves if move is not None), most))
 
     def _gone(self, mark: str) -> bool:

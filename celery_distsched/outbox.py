@@ -100,8 +100,8 @@ class Outbox:
         names = list(names)
         self._send_slices(names, flush)
         for name in names:
-            holding = self._ledger.holdings.get(name)
-            if holding is None or not self._ledger.free(name):
+            holding = self._ledger.free(name)
+            if holding is None:
                 continue
             for instant in holding.instants(Phase.CLAIMED):
                 if not self.open or not self._may_send():
@@ -140,8 +140,8 @@ class Outbox:
 
     def _first_attempts(self, name: str) -> tuple[int, ...]:
         """The instants of an entry of which nothing has been sent, if it has no others that wait."""
-        holding = self._ledger.holdings.get(name)
-        if holding is None or not self._ledger.free(name) or name in self._entry_backoff:
+        holding = self._ledger.free(name)
+        if holding is None or name in self._entry_backoff:
             return ()
         instants = holding.instants(Phase.CLAIMED)
         return () if any(holding.attempts.get(instant) for instant in instants) else instants

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii
 from types import MappingProxyType
 from typing import NamedTuple
@@ -30,8 +29,7 @@ def _version(fingerprint: str, epoch: int) -> Version:
     return Version(sys.intern(fingerprint), epoch)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What the cluster knows of one entry.
 
     The record is a few dozen bytes: it is read, compared and written whole at every run.
@@ -40,7 +38,7 @@ class Record:
     #: Last instant that was claimed or skipped, in microseconds; only ever grows.
     last: int
     #: Claimed and not yet confirmed: instant → mark, the membership that is to send it.
-    open: Mapping[int, str] = field(default_factory=lambda: _NOTHING)
+    open: Mapping[int, str] = _NOTHING
     #: The entry was switched off; switching it on again starts from that moment.
     paused: bool = False
     #: The version that was last claimed, or is to be claimed next; None: none has been yet.

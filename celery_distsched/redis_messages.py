@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from json.encoder import encode_basestring_ascii
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import kombu.transport.redis
@@ -34,13 +35,15 @@ class RedisTemplate:
     def __init__(self, push: Push, marks: Mapping[str, str]) -> None:
         self.key = push.key
         field_of = {mark: field for field, mark in marks.items()}
-        cut = re.split("(" + "|".join(map(re.escape, marks.values())) + ")", push.text)
-        text = "".join(f"%({field_of[part]})s" if part in field_of else part.replace("%", "%%") for part in cut)
-        self._pattern = text
+        #: What is the same for all, and between every two of these parts a mark.
+        self._parts = re.split("(" + "|".join(map(re.escape, marks.values())) + ")", push.text)
+        self._own = itemgetter(*(field_of[mark] for mark in self._parts[1::2]))
 
     def fill(self, values: Mapping[str, str]) -> Push:
         """Put a message's values in, each as `RedisMessages.encoded` made it."""
-        return Push(self.key, self._pattern % values)
+        parts = self._parts.copy()
+        parts[1::2] = self._own(values)
+        return Push(self.key, "".join(parts))
 
 
 class RedisMessages:

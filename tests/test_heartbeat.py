@@ -189,7 +189,7 @@ def test_what_a_dead_node_holds_is_not_taken_before_its_membership_is_removed(
 
     ledger = Ledger(
         node.store, node.pool, node.progress, node.clock, Settings(StoreUrl("memory"), node_ttl=TTL_S),
-        anchor=lambda name: Record(0), learnt=lambda name: None,
+        anchor=lambda name: Record(0), learnt=lambda names: None,
     )  # fmt: skip
     node.store.join("other#1", other())
     with monkeypatch.context() as patch:

@@ -8,20 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_distsched.holding import Holding, Phase
-from celery_distsched.record import HANDED_BACK, Record
+from celery_distsched.record import HANDED_BACK, Record, Version
 
 ME, BEFORE, OTHER = "me#2", "me#1", "other#1"
 
 # Records
 
 marks = st.dictionaries(st.integers(), st.text(min_size=1), max_size=4)
-records = st.builds(Record, st.integers(), marks, st.booleans())
+versions = st.builds(Version, st.from_regex(r"\A[0-9a-f]{1,16}\Z"), st.integers(0))
+records = st.builds(Record, st.integers(), marks, st.booleans(), st.none() | versions)
 
 
 @given(records)
 def test_a_record_reads_back_as_it_was_written(record: Record) -> None:
     assert Record.parse(record.text()) == record
-    shuffled = Record(record.last, dict(reversed(list(record.open.items()))), record.paused)
+    shuffled = record._replace(open=dict(reversed(list(record.open.items()))))
     assert shuffled.text() == record.text()
 
 

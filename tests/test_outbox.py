@@ -27,8 +27,8 @@ class Records:
         self.holdings = {"report": Holding(phases=dict.fromkeys(range(instants), Phase.CLAIMED))}
         self.counts: Counter[str] = Counter()
 
-    def free(self, name: str) -> bool:
-        return True
+    def free(self, name: str) -> Holding:
+        return self.holdings[name]
 
 
 def sent_and_confirmed(instants: int, each_s: float, taken: tuple[int, ...] = ()) -> tuple[list[int], list[float]]:

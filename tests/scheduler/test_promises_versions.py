@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,7 +110,7 @@ def set_back(cluster: Cluster, *names: str) -> None:
     for name in names:
         (text,) = cluster.driver.read([name])
         assert text is not None
-        long_ago = replace(Record.parse(text), last=now_us() - 5 * HOUR_US // 2)
+        long_ago = Record.parse(text)._replace(last=now_us() - 5 * HOUR_US // 2)
         (answer,) = cluster.driver.swap([Swap(name, text, long_ago.text())])
         assert answer.won
 

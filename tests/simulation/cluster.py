@@ -145,5 +145,5 @@ def _planned(name: str, plan: EntryPlan, fingerprint: str) -> PlannedEntry:
     entry = ScheduleEntry.__new__(ScheduleEntry)
     entry.name = name
     return PlannedEntry(
-        entry, Interval(plan.every_s * 1_000_000), CatchUp(plan.catch_up), plan.jitter_s, True, fingerprint
+        name, entry, Interval(plan.every_s * 1_000_000), CatchUp(plan.catch_up), plan.jitter_s, True, fingerprint
     )

@@ -8,7 +8,6 @@ node remembers its own claims, for as long as it lives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 from celery_distsched.drivers import Answer, Swap
@@ -31,7 +30,7 @@ class DraftDriver(SimulatedDriver):
         record = Record.parse(text)
         won = self.__dict__.setdefault("won", set())
         mine = {at: mark for at, mark in record.open.items() if node_of(mark) == self.node.node_id and (key, at) in won}
-        return replace(record, open=mine).text()
+        return record._replace(open=mine).text()
 
     def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
         own = [swap for swap in swaps if not self._is_claim(swap)]
@@ -69,8 +68,8 @@ class DraftDriver(SimulatedDriver):
             old = Record.parse(found)
             if new.last <= old.last:
                 return Answer(False, self._shown(swap.key, found))
-            new = replace(
-                new, open=self._kept(old, swap) | {at: mark for at, mark in new.open.items() if at > old.last}
+            new = new._replace(
+                open=self._kept(old, swap) | {at: mark for at, mark in new.open.items() if at > old.last}
             )
         self.store.ledger[swap.key] = new.text()
         self.cluster.promises.wrote(self.node, fence, swap.key, found, new.text(), since, {})
@@ -80,7 +79,7 @@ class DraftDriver(SimulatedDriver):
         """A confirm, or a new name for what is this node's own: it costs no call, since there is nothing to write."""
         found = self.store.ledger[swap.key]
         old = Record.parse(found)
-        record = replace(old, open=self._kept(old, swap)).text()
+        record = old._replace(open=self._kept(old, swap)).text()
         if record != found:
             self.store.ledger[swap.key] = record
             self.cluster.promises.wrote(self.node, fence, swap.key, found, record, self.world.time_us, {})

@@ -70,6 +70,9 @@ class OneStep:
 
     def slices(self, now: float) -> None: ...
 
+    def takes(self, name: str) -> bool:
+        return True
+
     def messages(self, due: Mapping[str, Sequence[int]]) -> dict[str, list[Push]]:
         return {name: [Push("queue", str(instant)) for instant in instants] for name, instants in due.items()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -175,7 +175,7 @@ def _() -> Any:
         mine = owners[id(self)][1]
         return tuple(at for at in found if self.record.open.get(at, mine) == mine)
 
-    def learns(self: Holding, record: Any, me: str | None) -> list[int]:
+    def learns(self: Holding, record: Any, me: str | None) -> Sequence[int]:
         owners[id(self)] = self, me
         taken = learn(self, record, me)
         for at, mark in record.open.items():
