@@ -51,7 +51,7 @@ $(CELERIES:%=matrix-%): matrix-%: .venv-celery-%/.dev servers
 bench: .venv-bench/.peers servers ## measure beside the peers; PARTS="burst idle", RUNS=3, SIZES="1000 10000", QUICK=1
 	@exec .venv-bench/bin/python -m benchmarks $(PARTS) $(RUNS:%=--runs %) $(if $(SIZES),--sizes $(SIZES)) $(QUICK:1=--quick)
 
-servers: ## get what the tests need: Redis, etcd, RabbitMQ, Consul, libfaketime
+servers: ## get what the tests need: Redis, Valkey, etcd, RabbitMQ, Consul, libfaketime
 	@.ci/servers.sh
 
 clean: ## remove what these commands have made

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Gets the servers that the tests run against, and the clock that they are shown; without a name, all of them. What is
-# there already is left alone. Usage: .ci/servers.sh [redis] [etcd] [rabbitmq] [consul] [faketime]
+# there already is left alone. Usage: .ci/servers.sh [redis] [etcd] [rabbitmq] [consul] [valkey] [faketime]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 servers=$PWD/.servers
@@ -8,14 +8,14 @@ PATH=$PATH:/usr/sbin:/usr/lib/rabbitmq/bin:$servers/bin
 
 program() {
     case $1 in
-        redis | rabbitmq) echo "$1-server" ;;
+        redis | rabbitmq | valkey) echo "$1-server" ;;
         etcd | consul | faketime) echo "$1" ;;
-        *) echo "no server is known by the name '$1'; known are redis, etcd, rabbitmq, consul, faketime" >&2; return 1 ;;
+        *) echo "no server is known by the name '$1'; known are redis, etcd, rabbitmq, consul, valkey, faketime" >&2; return 1 ;;
     esac
 }
 
 missing=()
-for name in "${@:-redis etcd rabbitmq consul faketime}"; do
+for name in "${@:-redis etcd rabbitmq consul valkey faketime}"; do
     for server in $name; do
         server=${server%%+*} # redis+scan is Redis
         wanted=$(program "$server")
@@ -58,7 +58,7 @@ install_packages() {
 packages=()
 for server in "${missing[@]}"; do
     case $server in
-        consul) ;;
+        consul | valkey) ;;
         faketime) packages+=(faketime) ;;
         *) packages+=("$server-server") ;;
     esac
@@ -66,6 +66,7 @@ done
 echo "getting ${missing[*]} ..."
 ((${#packages[@]} == 0)) || install_packages "${packages[@]}"
 [[ " ${missing[*]} " != *" consul "* ]] || quietly .ci/consul.sh "$servers/bin" || true
+[[ " ${missing[*]} " != *" valkey "* ]] || quietly .ci/valkey.sh "$servers/bin" || true
 
 hash -r
 for server in "${missing[@]}"; do

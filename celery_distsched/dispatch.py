@@ -6,13 +6,13 @@ Nothing is done without trust in the view, and every write is an exact swap: the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from celery_distsched import collector
 from celery_distsched.agenda import Agenda
 from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, iso
-from celery_distsched.drivers.base import Driver, Elsewhere
+from celery_distsched.drivers.base import Driver, Elsewhere, Push
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.fast_way import FastWay, in_calls
@@ -58,6 +58,8 @@ class Dispatch:
         interrupts: Interrupts | None = None,
     ) -> None:
         self.closed = False
+        #: A call that claims and pushes and is on its way: what it claims, and what waits for the answer.
+        self._flight: tuple[Mapping[str, tuple[Move, Sequence[Push]]], Callable[[], Mapping[str, str]]] | None = None
         self._agenda = Agenda(pool, settings)
         self.ledger = self._agenda.ledger = Ledger(
             driver,
@@ -174,20 +176,27 @@ class Dispatch:
     def _claim_and_send(self) -> None:
         # A long burst must not keep the rest of the loop waiting: the next tick goes on with it at once.
         until = self._clock.elapsed() + _LONGEST_BURST_S
-        while self._outbox.open and self._may_go_on() and self._clock.elapsed() < until:
-            same_redis, most = self._way()
-            names = self._agenda.timetable.pop_due(self._agenda.now_us(), most)
-            if not names:
-                return
-            try:
-                claims = self._agenda.claims(names, self._enqueues(same_redis))
-                if same_redis is not None:
-                    self._enqueue(claims, same_redis)
-                # Confirms of the slice before ride on the claims of this one.
-                self.ledger.swap({**self.ledger.confirms(most), **claims})
-            finally:
-                self._agenda.schedule([name for name in names if name not in self._agenda.timetable])
-            self._outbox.send(claims, self._confirm)
+        try:
+            while self._outbox.open and self._may_go_on() and self._clock.elapsed() < until:
+                same_redis, most = self._way()
+                names = self._agenda.timetable.pop_due(self._agenda.now_us(), most)
+                if not names:
+                    return
+                self._claim_and_send_slice(names, most, same_redis)
+        finally:
+            if not self.closed:
+                self._land()
+
+    def _claim_and_send_slice(self, names: Sequence[str], most: int, same_redis: SameRedis | None) -> None:
+        try:
+            claims = self._agenda.claims(names, self._enqueues(same_redis))
+            if same_redis is not None:
+                self._enqueue(claims, same_redis)
+            # Confirms of the slice before ride on the claims of this one.
+            self.ledger.swap({**self.ledger.confirms(most), **claims})
+        finally:
+            self._agenda.schedule([name for name in names if name not in self._agenda.timetable])
+        self._outbox.send(claims, self._confirm)
 
     def _way(self) -> tuple[SameRedis | None, int]:
         """Return what claims and pushes in one step, if anything does, and how many entries to claim in one go."""
@@ -211,16 +220,28 @@ class Dispatch:
         messages = self._fast_way.messages({name: move.claimed for name, move in moves.items()})
         for names in in_calls(messages, _FAST_SLICE):
             batch = {name: (moves[name], messages[name]) for name in names}
-            try:
-                refused = self.ledger.enqueue(batch, same_redis.claim_and_push)
-            except Elsewhere:
-                self._fast_way.look_again()
+            # Up to here the server has worked on the call before: it and this node need not wait for each other.
+            self._land()
+            if not self._may_go_on():
                 return
-            for name, (move, _) in batch.items():
-                if name in refused:
-                    self._fast_way.avoid(name, refused[name])
-                elif (holding := self.ledger.holdings.get(name)) is not None and holding.record is move.new:
-                    self._fast_way.note(name, move.claimed)
+            self._flight = batch, self.ledger.enqueue(batch, same_redis.claim_and_push)
+
+    def _land(self) -> None:
+        """Take in what became of the call that is on its way, if one is."""
+        flight, self._flight = self._flight, None
+        if flight is None or self._fast_way is None:
+            return
+        batch, landing = flight
+        try:
+            refused = landing()
+        except Elsewhere:
+            self._fast_way.look_again()
+            return
+        for name, (move, _) in batch.items():
+            if name in refused:
+                self._fast_way.avoid(name, refused[name])
+            elif (holding := self.ledger.holdings.get(name)) is not None and holding.record is move.new:
+                self._fast_way.note(name, move.claimed)
 
     def _send_named(self, name: str, instant: int, attempt: int) -> Outcome:
         planned = self._agenda.entries.get(name)

@@ -12,7 +12,7 @@ from itertools import islice
 from operator import itemgetter
 
 from celery_distsched.clock import Clock, iso
-from celery_distsched.drivers.base import Answer, Claim, Driver, Push, PushRefused, Swap
+from celery_distsched.drivers.base import Answer, Claim, Driver, Push, Pushing, PushRefused, Swap
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.holding import Holding, Move
 from celery_distsched.node_pool import NodePool
@@ -22,7 +22,7 @@ from celery_distsched.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-ClaimAndPush = Callable[[Sequence[Claim], str], Sequence[Answer | PushRefused]]
+ClaimAndPush = Callable[[Sequence[Claim], str], Pushing]
 
 _text_of = itemgetter(Push._fields.index("text"))
 #: Seconds for which the record of an entry is remembered that is no longer mine.
@@ -295,31 +295,40 @@ class Ledger:
                     self._learn(name, answer.record)
             self._tell()
 
-    def enqueue(self, batch: Mapping[str, tuple[Move, Sequence[Push]]], claim_and_push: ClaimAndPush) -> dict[str, str]:
+    def enqueue(
+        self, batch: Mapping[str, tuple[Move, Sequence[Push]]], claim_and_push: ClaimAndPush
+    ) -> Callable[[], dict[str, str]]:
         """Claim and push in one step of the store.
 
         Returns:
-            The entries whose messages the server would not take, and what it said.
+            What waits for the answers, to be called once. It returns the entries whose messages the server would not
+            take, and what it said.
 
         Raises:
-            StoreUnavailable: Unknown. The records are read before anything else is done: one that has come to the
-                claimed instant has its messages in the queue.
+            StoreUnavailable: Unknown. This may come with the answers too, and with the answers only:
             LeaseLost: Nothing was done.
+            Elsewhere: Nothing was done, since the broker is another server than the store.
         """
+        # Until there is an answer, and if there is none, nothing is known of these entries. Whatever happens, their
+        # records are read first: one that has come to the claimed instant has its messages in the queue.
+        self.unread.update(batch)
         claims = [
             Claim(name, move.expected, move.new.text(), pushes[0].key, tuple(map(_text_of, pushes)))
             for name, (move, pushes) in batch.items()
         ]
-        try:
-            answers = claim_and_push(claims, self.me)
-        except (StoreUnavailable, LeaseLost):
-            self.unread.update(batch)
-            raise
+        pushing = claim_and_push(claims, self.me)
+        return lambda: self._enqueued(batch, pushing())
+
+    def _enqueued(
+        self, batch: Mapping[str, tuple[Move, Sequence[Push]]], answers: Sequence[Answer | PushRefused]
+    ) -> dict[str, str]:
         self._progress.at = self._clock.elapsed()
         refused = {}
         for (name, (move, pushes)), answer in zip(batch.items(), answers, strict=True):
             if isinstance(answer, PushRefused):
                 refused[name] = answer.error
+                self.unread.discard(name)
+                self._news.append(name)
             elif answer.won:
                 self.counts["accepted"] += len(pushes)
                 self._won(name, self.holdings[name], move)

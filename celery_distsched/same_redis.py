@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from celery_distsched.drivers.base import Answer, Claim, PushRefused
+from celery_distsched.drivers.base import Claim, Pushing
 from celery_distsched.template import Messages
 
 
@@ -35,7 +35,7 @@ class SameRedis:
         self._driver = driver
         self._run_id = run_id
 
-    def claim_and_push(self, claims: Sequence[Claim], fence: str) -> Sequence[Answer | PushRefused]:
+    def claim_and_push(self, claims: Sequence[Claim], fence: str) -> Pushing:
         """Do it; see `RedisDriver.claim_and_push`."""
-        answers: Sequence[Answer | PushRefused] = self._driver.claim_and_push(claims, fence, self._run_id)
-        return answers
+        pushing: Pushing = self._driver.claim_and_push(claims, fence, self._run_id)
+        return pushing

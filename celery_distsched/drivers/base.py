@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from celery_distsched.drivers.url import StoreUrl
@@ -56,6 +56,10 @@ class PushRefused(NamedTuple):
     """The server would not push: nothing of this claim was done."""
 
     error: str
+
+
+#: Waits for what became of claims that are on their way.
+Pushing = Callable[[], Sequence["Answer | PushRefused"]]
 
 
 class Elsewhere(Exception):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any, ClassVar
 
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
-from celery_distsched.drivers.base import Answer, Claim, Driver, Elsewhere, PushRefused, Swap
+from celery_distsched.drivers.base import Answer, Claim, Driver, Elsewhere, Pushing, PushRefused, Swap
 from celery_distsched.drivers.parts import Strangers, part
 from celery_distsched.drivers.redis_client import new_client
 from celery_distsched.drivers.redis_errors import led_astray, translated
@@ -41,6 +41,33 @@ class Script:
         """Return the two ways to call it: the second is for a server that does not know it."""
         yield "EVALSHA", self._hash, len(keys), *keys, *arguments
         yield "EVAL", self._source, len(keys), *keys, *arguments
+
+    def send(self, client: Any, keys: Sequence[str], *arguments: str | int) -> Callable[[], Any]:
+        """Send the call over a connection of its own; returns what waits for its answer, to be called once."""
+        client = client.client()
+        connection = client.connection
+        try:
+            connection.send_command("EVALSHA", self._hash, len(keys), *keys, *arguments)
+        except BaseException:
+            connection.disconnect()
+            client.close()
+            raise
+
+        def answer() -> Any:
+            try:
+                return connection.read_response()
+            except NoScriptError:
+                return client.eval(self._source, len(keys), *keys, *arguments)
+            except ResponseError:
+                raise
+            except BaseException:
+                # The answer may still come, and would be taken for that of the next call.
+                connection.disconnect()
+                raise
+            finally:
+                client.close()
+
+        return answer
 
     def run(self, client: Any, keys: Sequence[str], *arguments: str | int) -> Any:
         """Return the script's answer; safe after a restart or SCRIPT FLUSH."""
@@ -137,19 +164,23 @@ class RedisDriver(Driver):
                 return "a cluster", 0
             return client.info("server")["run_id"], client.connection_pool.connection_kwargs["db"]
 
-    def claim_and_push(self, claims: Sequence[Claim], fence: str, run_id: str) -> list[Answer | PushRefused]:
+    def claim_and_push(self, claims: Sequence[Claim], fence: str, run_id: str) -> Pushing:
         """Swap and push in one step for each claim, if the broker's server, `run_id`, is this one.
 
         At most 1000 claims and 4000 messages. Of one list's claims that are won either all are made or none is.
 
+        Returns:
+            What waits for the server's answer, to be called once. Until then there is time for other work.
+
         Raises:
-            Elsewhere: It is another; nothing was done.
-            LeaseLost: The fence is not there; nothing was done.
             StoreUnavailable: What was done is unknown: a record that has come to `new` has its messages in the queue.
+                This may come with the answer too, and with the answer only:
+            Elsewhere: It is another server; nothing was done.
+            LeaseLost: The fence is not there; nothing was done.
         """
         if run_id != self.incarnation:
             # Not the server that was joined: what it has of the ledger may be an old copy.
-            raise Elsewhere
+            return _elsewhere
         of_list: dict[str, list[int]] = {}
         for at, claim in enumerate(claims):
             of_list.setdefault(claim.list_key, []).append(at)
@@ -161,22 +192,29 @@ class RedisDriver(Driver):
         arguments += map(len, of_list.values())
         for at in order:
             arguments += claims[at].messages
+        keys = [self._ledger, self._fence_key(fence), *of_list]
         with self._connected() as client:
-            try:
-                keys = [self._ledger, self._fence_key(fence), *of_list]
-                not_made = self.push_script.run(client, keys, *arguments)
-            except NoPermissionError as exc:
-                # Judged before anything is done; and which list it was that this user may not push to, it does not say.
-                if len(of_list) == 1:
-                    return [PushRefused(f"the store's user may not push to {claims[0].list_key}: {exc}")] * len(claims)
-                return self._one_list_at_a_time(claims, of_list.values(), fence, run_id)
-        if not_made is None:
-            raise LeaseLost(f"{fence} is not a member any more")
-        if not_made == "elsewhere":
-            raise Elsewhere
-        answers: list[Answer | PushRefused] = [Answer(True, claim.new) for claim in claims]
-        for number, why, what in not_made:
-            answers[order[number]] = Answer(False, what) if why == "lost" else PushRefused(what)
+            answer = self.push_script.send(client, keys, *arguments)
+
+        def answers() -> list[Answer | PushRefused]:
+            with self._connected():
+                try:
+                    not_made = answer()
+                except NoPermissionError as exc:
+                    # Judged before anything is done; and which list this user may not push to, it does not say.
+                    if len(of_list) > 1:
+                        return self._one_list_at_a_time(claims, of_list.values(), fence, run_id)
+                    refused = PushRefused(f"the store's user may not push to {claims[0].list_key}: {exc}")
+                    return [refused] * len(claims)
+            if not_made is None:
+                raise LeaseLost(f"{fence} is not a member any more")
+            if not_made == "elsewhere":
+                raise Elsewhere
+            found: list[Answer | PushRefused] = [Answer(True, claim.new) for claim in claims]
+            for number, why, what in not_made:
+                found[order[number]] = Answer(False, what) if why == "lost" else PushRefused(what)
+            return found
+
         return answers
 
     def warnings(self) -> list[str]:
@@ -196,7 +234,7 @@ class RedisDriver(Driver):
     ) -> list[Answer | PushRefused]:
         answers: dict[int, Answer | PushRefused] = {}
         for ats in lists:
-            answers.update(zip(ats, self.claim_and_push([claims[at] for at in ats], fence, run_id), strict=True))
+            answers.update(zip(ats, self.claim_and_push([claims[at] for at in ats], fence, run_id)(), strict=True))
         return [answers[at] for at in range(len(claims))]
 
     def close(self) -> None:
@@ -225,3 +263,7 @@ class RedisDriver(Driver):
 
     def _new_client(self) -> Any:
         return new_client(self.url, self.settings, self.timeout_s, self._ledger)
+
+
+def _elsewhere() -> Sequence[Answer | PushRefused]:
+    raise Elsewhere

@@ -44,30 +44,30 @@ def claim(entry: str, expected: str | None, new: str, *messages: str, to: str = 
 
 def test_a_claim_that_is_won_is_in_the_ledger_and_in_the_queue(driver: Any, client: Any, run_id: str) -> None:
     claims = [claim("a", None, "1"), claim("b", None, "1", to="another")]
-    assert driver.claim_and_push(claims, ME, run_id) == [Answer(True, "1"), Answer(True, "1")]
+    assert driver.claim_and_push(claims, ME, run_id)() == [Answer(True, "1"), Answer(True, "1")]
     assert driver.read(["a", "b"]) == ["1", "1"]
     assert client.lrange("queue", 0, -1) == ["a 1"]
     assert client.lrange("another", 0, -1) == ["b 1"]
 
 
 def test_a_claim_that_is_lost_pushes_nothing_and_costs_no_other(driver: Any, client: Any, run_id: str) -> None:
-    driver.claim_and_push([claim("a", None, "1")], ME, run_id)
+    driver.claim_and_push([claim("a", None, "1")], ME, run_id)()
     claims = [claim("a", None, "2"), claim("b", None, "1"), claim("a", "0", "2"), claim("c", "1", "2")]
-    answers = driver.claim_and_push(claims, ME, run_id)
+    answers = driver.claim_and_push(claims, ME, run_id)()
     assert answers == [Answer(False, "1"), Answer(True, "1"), Answer(False, "1"), Answer(False, None)]
     assert client.lrange("queue", 0, -1) == ["b 1", "a 1"]
 
 
 def test_a_claim_that_is_repeated_after_a_lost_reply_pushes_nothing_more(driver: Any, client: Any, run_id: str) -> None:
     again = claim("a", None, "1")
-    driver.claim_and_push([again], ME, run_id)
-    assert driver.claim_and_push([again], ME, run_id) == [Answer(False, "1")]
+    driver.claim_and_push([again], ME, run_id)()
+    assert driver.claim_and_push([again], ME, run_id)() == [Answer(False, "1")]
     assert client.llen("queue") == 1
 
 
 def test_the_messages_of_a_claim_are_in_the_queue_in_their_order(driver: Any, client: Any, run_id: str) -> None:
     messages = [f"number {number}" for number in range(32)]
-    driver.claim_and_push([claim("a", None, "1", *messages)], ME, run_id)
+    driver.claim_and_push([claim("a", None, "1", *messages)], ME, run_id)()
     # A worker takes from the tail.
     assert [client.rpop("queue") for _ in messages] == messages
 
@@ -77,7 +77,7 @@ def test_a_queue_of_the_wrong_type_leaves_its_claim_unmade_and_costs_no_other(
 ) -> None:
     client.set("taken", "by somebody")
     claims = [claim("a", None, "1"), claim("b", None, "1", to="taken"), claim("c", None, "1")]
-    first, refused, last = driver.claim_and_push(claims, ME, run_id)
+    first, refused, last = driver.claim_and_push(claims, ME, run_id)()
     assert (first, last) == (Answer(True, "1"), Answer(True, "1"))
     assert isinstance(refused, PushRefused)
     assert "WRONGTYPE" in refused.error
@@ -88,27 +88,27 @@ def test_a_queue_of_the_wrong_type_leaves_its_claim_unmade_and_costs_no_other(
 def test_who_is_no_member_claims_and_pushes_nothing(driver: Any, client: Any, run_id: str) -> None:
     driver.remove(ME)
     with pytest.raises(LeaseLost):
-        driver.claim_and_push([claim("a", None, "1")], ME, run_id)
+        driver.claim_and_push([claim("a", None, "1")], ME, run_id)()
     assert driver.read(["a"]) == [None]
     assert client.llen("queue") == 0
 
 
 def test_where_the_broker_is_another_server_nothing_is_done(driver: Any, client: Any) -> None:
     with pytest.raises(Elsewhere):
-        driver.claim_and_push([claim("a", None, "1")], ME, "0" * 40)
+        driver.claim_and_push([claim("a", None, "1")], ME, "0" * 40)()
     assert driver.read(["a"]) == [None]
     assert client.llen("queue") == 0
 
 
 def test_a_server_that_has_forgotten_its_scripts_is_told_again(driver: Any, client: Any, run_id: str) -> None:
-    driver.claim_and_push([claim("a", None, "1")], ME, run_id)
+    driver.claim_and_push([claim("a", None, "1")], ME, run_id)()
     client.script_flush()
-    assert driver.claim_and_push([claim("a", "1", "2")], ME, run_id) == [Answer(True, "2")]
+    assert driver.claim_and_push([claim("a", "1", "2")], ME, run_id)() == [Answer(True, "2")]
     assert client.lrange("queue", 0, -1) == ["a 2", "a 1"]
 
 
 def test_any_text_is_claimed_and_pushed_as_it_is(driver: Any, client: Any, run_id: str) -> None:
     odd = 'größe "quoted"\n\\ %s {0} \x00 日本'
-    driver.claim_and_push([Claim(odd, None, odd, odd, (odd,))], ME, run_id)
+    driver.claim_and_push([Claim(odd, None, odd, odd, (odd,))], ME, run_id)()
     assert driver.read([odd]) == [odd]
     assert client.lrange(odd, 0, -1) == [odd]

@@ -79,7 +79,7 @@ class TwoWays:
         if pushes is None:
             return None
         claim = Claim(planned.name, None, "pushed", pushes[0].key, tuple(push.text for push in pushes))
-        (answer,) = same.claim_and_push([claim], "me#1")
+        (answer,) = same.claim_and_push([claim], "me#1")()
         assert answer == Answer(True, "pushed")
         return self._take()
 

