@@ -1,4 +1,4 @@
-"""Python's garbage collector, kept out of the way while a large schedule is loaded."""
+"""Python's garbage collector, kept out of the way while much is made that is to stay, or goes by itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 def paused() -> Iterator[None]:
     """Let it rest: of many objects that are made to stay it would look through all, again and again.
 
-    With 100,000 entries that is a third of the time from start to ready.
+    With 100,000 entries that is a third of the time from start to ready, and in a burst a sixth of the time a message.
     """
     if not gc.isenabled():
         yield

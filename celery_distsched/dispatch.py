@@ -136,6 +136,7 @@ class Dispatch:
             self._progress.ready = not ledger.unread or bool(ledger.suspicious)
         outbox.reopen()
         outbox.send(ledger.busy, self._confirm)
+        outbox.land()
         if settled:
             self._claim_and_send()
         self._confirm()
@@ -175,17 +176,19 @@ class Dispatch:
 
     def _claim_and_send(self) -> None:
         # A long burst must not keep the rest of the loop waiting: the next tick goes on with it at once.
-        until = self._clock.elapsed() + _LONGEST_BURST_S
-        try:
-            while self._outbox.open and self._may_go_on() and self._clock.elapsed() < until:
-                same_redis, most = self._way()
-                names = self._agenda.timetable.pop_due(self._agenda.now_us(), most)
-                if not names:
-                    return
-                self._claim_and_send_slice(names, most, same_redis)
-        finally:
-            if not self.closed:
-                self._land()
+        until, outbox = self._clock.elapsed() + _LONGEST_BURST_S, self._outbox
+        with collector.paused():
+            try:
+                while outbox.open and self._may_go_on() and self._clock.elapsed() < until:
+                    same_redis, most = self._way()
+                    names = self._agenda.timetable.pop_due(self._agenda.now_us(), most)
+                    if not names:
+                        return
+                    self._claim_and_send_slice(names, most, same_redis)
+            finally:
+                if not self.closed:
+                    self._land()
+                    outbox.land()
 
     def _claim_and_send_slice(self, names: Sequence[str], most: int, same_redis: SameRedis | None) -> None:
         try:

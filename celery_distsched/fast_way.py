@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -184,18 +184,29 @@ class FastWay:
         made = self._publisher.messages(known)
         return {planned.name: some for (planned, _), some in zip(known, made, strict=True) if some is not None}
 
-    def send(self, entries: Mapping[str, tuple[Sequence[int], Sequence[Any]]]) -> dict[str, list[Outcome]]:
-        """Send a slice: of each entry these instants, by these messages. Returns what became of each message."""
+    def send(
+        self, entries: Mapping[str, tuple[Sequence[int], Sequence[Any]]]
+    ) -> Callable[[], dict[str, list[Outcome]]]:
+        """Send a slice: of each entry these instants, by these messages.
+
+        Returns:
+            What waits for the broker's answers, to be called once, and returns what became of each message.
+        """
         lane = self._lane
         if lane is None or isinstance(lane, SameRedis):
-            return {name: [Outcome.REFUSED] * len(messages) for name, (_, messages) in entries.items()}
-        became = iter(lane.send([message for _, messages in entries.values() for message in messages]))
-        outcomes = {name: list(islice(became, len(messages))) for name, (_, messages) in entries.items()}
-        for name, (instants, _) in entries.items():
-            if Outcome.REJECTED in outcomes[name]:
-                self.avoid(name, "the broker would not take its last message")
-            self.note(name, instants)
-        return outcomes
+            return lambda: {name: [Outcome.REFUSED] * len(messages) for name, (_, messages) in entries.items()}
+        waiting = lane.send([message for _, messages in entries.values() for message in messages])
+
+        def answers() -> dict[str, list[Outcome]]:
+            became = iter(waiting())
+            outcomes = {name: list(islice(became, len(messages))) for name, (_, messages) in entries.items()}
+            for name, (instants, _) in entries.items():
+                if Outcome.REJECTED in outcomes[name]:
+                    self.avoid(name, "the broker would not take its last message")
+                self.note(name, instants)
+            return outcomes
+
+        return answers
 
     def avoid(self, name: str, error: str) -> None:
         """The broker would not take an entry's message: the ordinary way reports it, and tries again."""

@@ -81,17 +81,17 @@ class Holding:
 
     def instants(self, phase: Phase) -> tuple[int, ...]:
         """Instants in this phase, oldest first."""
-        if not self.phases:
-            return ()
+        if len(self.phases) < 2:
+            return tuple(at for at, held in self.phases.items() if held is phase)
         return tuple(sorted(at for at, held in self.phases.items() if held is phase))
 
     # What to write next
 
     def confirm(self) -> Move | None:
         """Close what was sent; None if there is nothing to close."""
-        if self.record is None or not any(at in self.record.open for at in self.instants(Phase.DONE)):
+        if self.record is None or (closed := self.record.without(self.instants(Phase.DONE))) is self.record:
             return None
-        return Move(self.record.text(), self.record.without(self.instants(Phase.DONE)), fenced=False)
+        return Move(self.record.text(), closed, fenced=False)
 
     def advance(
         self,

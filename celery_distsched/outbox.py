@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, iso
@@ -79,6 +79,8 @@ class Outbox:
         self._down_since: float | None = None
         self._broker_backoff = Backoff(settings.node_ttl / 2)
         self._entry_backoff: dict[str, Backoff] = {}
+        #: A slice that is on its way: the instants of each entry, and what waits for the broker's answers.
+        self._flight: tuple[Mapping[str, Sequence[int]], Callable[[], Mapping[str, Sequence[Outcome]]]] | None = None
 
     @property
     def open(self) -> bool:
@@ -96,7 +98,10 @@ class Outbox:
             self._broker_backoff.failed(self._clock.elapsed())
 
     def send(self, names: Iterable[str], flush: Callable[[], None]) -> None:
-        """Send what is claimed of these entries, oldest first; `flush` is called when confirms have waited enough."""
+        """Send what is claimed of these entries, oldest first; `flush` is called when confirms have waited enough.
+
+        The last slice may still be on its way then: see `land`.
+        """
         names = list(names)
         self._send_slices(names, flush)
         for name in names:
@@ -122,6 +127,9 @@ class Outbox:
         firsts = {name: instants for name in names if (instants := self._first_attempts(name))}
         messages = self._fast_way.messages(firsts)
         for slice_ in in_calls(messages, _LARGEST_SLICE):
+            # Up to here the broker has worked on the slice before: it and this node need not wait for each other.
+            self.land()
+            self._flush_in_time(flush)
             if not self.open or not self._may_send():
                 return
             # Confirming the slice before may have shown that somebody else has taken one over.
@@ -131,12 +139,20 @@ class Outbox:
                 # Whoever interrupts from here on must take it that the messages may have left.
                 holding.phases.update(dict.fromkeys(firsts[name], Phase.SENDING))
                 holding.attempts.update(dict.fromkeys(firsts[name], 1))
-            outcomes = self._fast_way.send({name: (firsts[name], messages[name]) for name in slice_})
-            now = self._progress.at = self._clock.elapsed()
-            for name in slice_:
-                for instant, outcome in zip(firsts[name], outcomes[name], strict=True):
-                    self._settle(name, self._ledger.holdings[name], instant, outcome, now)
-            self._flush_in_time(flush)
+            answers = self._fast_way.send({name: (firsts[name], messages[name]) for name in slice_})
+            self._flight = {name: firsts[name] for name in slice_}, answers
+
+    def land(self) -> None:
+        """Note what became of the slice that is on its way, if one is."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        instants, answers = flight
+        outcomes = answers()
+        now = self._progress.at = self._clock.elapsed()
+        for name in instants:
+            for instant, outcome in zip(instants[name], outcomes[name], strict=True):
+                self._settle(name, self._ledger.holdings[name], instant, outcome, now)
 
     def _first_attempts(self, name: str) -> tuple[int, ...]:
         """The instants of an entry of which nothing has been sent, if it has no others that wait."""

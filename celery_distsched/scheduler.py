@@ -154,7 +154,12 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         if self.schedule.version != node.planned_version:
             with collector.paused():
                 node.take_on(self._plan(), self.schedule.version)
-        return node.dispatch.tick()
+        try:
+            return node.dispatch.tick()
+        finally:
+            if node.dispatch.closed:
+                # By somebody on the stack of this tick, which has gone on to confirm what was on its way.
+                self.driver.close()
 
     def _become_node(self) -> _Node:
         """Join the cluster. A forked process becomes another node, with a client and an identity of its own."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from celery_distsched.broker import Broker, Outcome
@@ -29,8 +30,12 @@ class RedisSlices:
         self._broker = broker
         self._channel = messages.channel
 
-    def send(self, pushes: Sequence[Push]) -> list[Outcome]:
-        """Push them; one bounded attempt. Returns what became of each."""
+    def send(self, pushes: Sequence[Push]) -> Callable[[], list[Outcome]]:
+        """Push them; one bounded attempt. Returns what returns what became of each."""
+        outcomes = self._pushed(pushes)
+        return lambda: outcomes
+
+    def _pushed(self, pushes: Sequence[Push]) -> list[Outcome]:
         of_list: dict[str, list[str]] = {}
         for push in pushes:
             of_list.setdefault(push.key, []).append(push.text)
@@ -76,9 +81,12 @@ class AmqpSlices:
         channel.events["basic_ack"].add(self._on_ack)
         channel.events["basic_nack"].add(self._on_nack)
 
-    def send(self, frames: Sequence[bytes]) -> list[Outcome]:
-        """Write them and wait for the broker's answers; one bounded attempt. Returns what became of each."""
-        self._outcomes = [Outcome.UNKNOWN] * len(frames)
+    def send(self, frames: Sequence[bytes]) -> Callable[[], list[Outcome]]:
+        """Write them; one bounded attempt. Returns what waits for the broker's answers, and says what became of each.
+
+        That is to be called before the next slice is sent.
+        """
+        outcomes = self._outcomes = [Outcome.UNKNOWN] * len(frames)
         connection = self._channel.connection
         try:
             with suppress(TimeoutError):
@@ -86,23 +94,32 @@ class AmqpSlices:
         except Exception as exc:  # noqa: BLE001  (closed since the last slice, in any way: nothing has been written)
             logger.error("%d messages: %s: %s", len(frames), Outcome.REFUSED.meaning, self._broker.says(exc))  # noqa: TRY400
             self._broker.drop()
-            return [Outcome.REFUSED] * len(frames)
+            return lambda: [Outcome.REFUSED] * len(frames)
         self._waiting = {self._written + number: number - 1 for number in range(1, len(frames) + 1)}
         self._written += len(frames)
         try:
             with connection.transport.having_timeout(self._timeout_s):
                 connection.transport.write(b"".join(frames))
-            until = time.monotonic() + self._timeout_s
+        except Exception as exc:  # noqa: BLE001  (what it means is the broker's to say)
+            self._broken(exc)
+            return lambda: outcomes
+        return partial(self._answers, connection, time.monotonic() + self._timeout_s)
+
+    def _answers(self, connection: Any, until: float) -> list[Outcome]:
+        try:
             while self._waiting:
                 connection.drain_events(timeout=max(until - time.monotonic(), 0.001))
         except Exception as exc:  # noqa: BLE001  (what it means is the broker's to say)
-            _failed(self._broker, exc, len(self._waiting))
-            # Whatever it is, the channel is not to be used again, and what was not answered is not known.
-            self._broker.drop()
+            self._broken(exc)
         nacked = self._outcomes.count(Outcome.REJECTED)
         if nacked:
             logger.error("%d messages: the broker will not take them; they are tried again", nacked)
         return self._outcomes
+
+    def _broken(self, error: Exception) -> None:
+        _failed(self._broker, error, len(self._waiting))
+        # Whatever it is, the channel is not to be used again, and what was not answered is not known.
+        self._broker.drop()
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
         self._settle(tag, multiple, Outcome.ACCEPTED)

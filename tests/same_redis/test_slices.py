@@ -45,7 +45,7 @@ class Sending:
         due = dict.fromkeys(names, (INSTANT_US,))
         messages = self.way.messages(due)
         assert messages.keys() == due.keys(), self.way._publisher
-        return self.way.send({name: (due[name], messages[name]) for name in names})
+        return self.way.send({name: (due[name], messages[name]) for name in names})()
 
     def ordinary(self, planned: PlannedEntry) -> None:
         assert self.scheduler._send(planned, INSTANT_US, 1) is Outcome.ACCEPTED
@@ -175,7 +175,7 @@ def test_a_channel_that_the_broker_closes_leaves_unknown_what_it_had_not_confirm
     assert astray
     with Connection(rabbit) as connection:  # type: ignore[no-untyped-call]
         connection.default_channel.exchange_delete("gone")
-    assert Outcome.ACCEPTED not in slices.send([astray, message])[:1]
+    assert Outcome.ACCEPTED not in slices.send([astray, message])()[:1]
     # The next slice has another connection.
     assert both.slice("free") == {"free": [Outcome.ACCEPTED]}
 
