@@ -258,7 +258,7 @@ class Ledger:
 
         Raises:
             StoreUnavailable: The outcome is unknown; the moves are kept, to be repeated before anything else is done.
-            LeaseLost: Nothing was written.
+            LeaseLost: Not all was written; the records are read before anything else is done.
         """
         for names in batches(moves, self._driver.max_batch):
             batch = {name: moves[name] for name in names}
@@ -273,7 +273,7 @@ class Ledger:
                 self.busy.update(batch)
                 raise
             except LeaseLost:
-                # An earlier attempt at one of these may have been written before the membership went.
+                # Some of these, or an earlier attempt at them, may have been written before the membership went.
                 for holding in holdings.values():
                     holding.unanswered = None
                 self.unread.update(batch)

@@ -84,8 +84,8 @@ class Driver(ABC):
         it does so, in one atomic step, only if that has not changed.
     6.  `swap` is exact: of two swaps with the same `expected` at most one wins, ever. The swaps of a batch stand alone:
         one that loses costs no other. A swap that loses answers with the record that stood in its way.
-    7.  With a `fence`, each write happens in the same atomic step as the check that this membership is there;
-        if it is not, `LeaseLost` is raised and nothing has been written.
+    7.  With a `fence`, each write happens in the same atomic step as the check that this membership is there; where
+        it is not, nothing is written and `LeaseLost` is raised. Of a large batch a part may have been written before.
     8.  `read` answers in the order of its keys, None for those without a record.
     9.  Errors are `LeaseLost` or `StoreUnavailable`, never the client's own, and never show a password.
         Silence is never an empty answer: a failed read raises, within about ``timeout_s`` seconds.
@@ -172,7 +172,7 @@ class Driver(ABC):
             fence: The membership that must be there for anything to be written; None: no condition.
 
         Raises:
-            LeaseLost: The fence is not there; nothing was written.
+            LeaseLost: The fence is not there; nothing is written any more.
             StoreUnavailable: What was written is unknown. Repeat the same batch, unchanged, until it is answered.
         """
 

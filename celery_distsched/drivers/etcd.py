@@ -16,8 +16,8 @@ in five days. Start it with ``--auto-compaction-retention=1h``, which is off by 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from celery_distsched.drivers.base import Answer, Driver, Member, Swap
 from celery_distsched.drivers.etcd_client import Line, import_messages
@@ -25,7 +25,9 @@ from celery_distsched.drivers.parts import Strangers, part, whole
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import LeaseLost
 
-#: Bytes of an entry's name in its key: a batch of 126, which name each key three times, must fit into the 1.5 MiB that
+#: Swaps in one transaction: a server's --max-txn-ops, 128 by default, counts the outer one and the depth.
+_PER_TRANSACTION = 126
+#: Bytes of an entry's name in its key: a transaction, which names each key three times, must fit into the 1.5 MiB that
 #: a server takes in one request.
 _LONGEST_PART = 1000
 
@@ -35,8 +37,7 @@ class EtcdDriver(Driver):
 
     #: etcd makes every shorter lease one of 2 s.
     min_ttl_s: ClassVar[float] = 2.0
-    #: A server's --max-txn-ops, 128 by default, counts the outer transaction and the depth.
-    max_batch: ClassVar[int] = 126
+    max_batch: ClassVar[int] = 4 * _PER_TRANSACTION
     options: ClassVar[Mapping[str, Any]] = {"ca": str, "cert": str, "key": str, "username": str, "password": str}
 
     def __init__(
@@ -104,19 +105,18 @@ class EtcdDriver(Driver):
 
     def read(self, keys: Sequence[str]) -> list[str | None]:
         # Linearizable: etcd treats a transaction of plain gets as it treats a get.
-        txn = self._etcd.TxnRequest(success=[self._get(self._record(key)) for key in keys])
+        txns = [self._etcd.TxnRequest(success=[self._get(self._record(key)) for key in some]) for some in _parts(keys)]
         with self._ledger_line.attempt() as etcd:
-            return [_text(answer) for answer in etcd.txn(txn).responses]
+            return [_text(answer) for outcome in etcd.txns(txns) for answer in outcome.responses]
 
     def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
-        """One transaction that checks the fence; in it one per swap, so that a swap that loses costs no other."""
-        compare = [] if fence is None else [self._is_there(self._node(fence))]
-        txn = self._etcd.TxnRequest(compare=compare, success=[self._swap(swap) for swap in swaps])
+        """Transactions that check the fence; in them one per swap, so that a swap that loses costs no other."""
+        txns = [self._swaps(some, fence) for some in _parts(swaps)]
         with self._ledger_line.attempt() as etcd:
-            outcome = etcd.txn(txn)
-        if not outcome.succeeded:
-            raise LeaseLost(f"etcd has no membership {fence!r}: nothing was written")
-        inner = (answer.response_txn for answer in outcome.responses)
+            outcomes = etcd.txns(txns)
+        if not all(outcome.succeeded for outcome in outcomes):
+            raise LeaseLost(f"etcd has no membership {fence!r}: nothing is written any more")
+        inner = (answer.response_txn for outcome in outcomes for answer in outcome.responses)
         return [
             Answer(True, swap.new) if answer.succeeded else Answer(False, _text(answer.responses[0]))
             for swap, answer in zip(swaps, inner, strict=True)
@@ -141,19 +141,29 @@ class EtcdDriver(Driver):
         compare = self._etcd.Compare
         return compare(key=key, target=compare.VERSION, result=compare.GREATER, version=0)
 
-    def _swap(self, swap: Swap) -> Any:
-        key = self._record(swap.key)
+    def _swaps(self, swaps: Sequence[Swap], fence: str | None) -> Any:
         compare = self._etcd.Compare
-        if swap.expected is None:
-            untouched = compare(key=key, target=compare.VERSION, result=compare.EQUAL, version=0)
-        else:
-            untouched = compare(key=key, target=compare.VALUE, result=compare.EQUAL, value=swap.expected.encode())
-        put = self._etcd.PutRequest(key=key, value=swap.new.encode())
-        return self._etcd.RequestOp(
-            request_txn=self._etcd.TxnRequest(
-                compare=[untouched], success=[self._etcd.RequestOp(request_put=put)], failure=[self._get(key)]
-            )
-        )
+        whole_txn = self._etcd.TxnRequest(compare=[] if fence is None else [self._is_there(self._node(fence))])
+        # Filled in place: putting it together from finished messages, each of which is copied, takes thrice as long.
+        for swap in swaps:
+            key = self._record(swap.key)
+            txn = whole_txn.success.add().request_txn
+            untouched = txn.compare.add(key=key, result=compare.EQUAL)
+            if swap.expected is None:
+                untouched.target, untouched.version = compare.VERSION, 0
+            else:
+                untouched.target, untouched.value = compare.VALUE, swap.expected.encode()
+            put = txn.success.add().request_put
+            put.key, put.value = key, swap.new.encode()
+            txn.failure.add().request_range.key = key
+        return whole_txn
+
+
+_T = TypeVar("_T")
+
+
+def _parts(batch: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (batch[at : at + _PER_TRANSACTION] for at in range(0, len(batch), _PER_TRANSACTION))
 
 
 def _first(answer: Any) -> Any:
