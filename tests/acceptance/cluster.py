@@ -167,8 +167,9 @@ class Cluster:
         try:
             yield
         finally:
+            mended_from = time.time()
             outage.end()
-            self._over(hurt)
+            self._over(hurt, mended_from)
 
     def wait_until_each_sends(self, beats: Sequence[Beat], within_s: float) -> float:
         """Return when each of these has sent something due after this call, with the wall clock of the last."""
@@ -248,8 +249,8 @@ class Cluster:
         )
         return self.hurts[-1]
 
-    def _over(self, hurt: Hurt) -> Hurt:
-        over = hurt._replace(until=time.time())
+    def _over(self, hurt: Hurt, mended_from: float = float("inf")) -> Hurt:
+        over = hurt._replace(until=time.time(), mended_from=mended_from)
         self.hurts[self.hurts.index(hurt)] = over
         return over
 

@@ -37,6 +37,8 @@ class Hurt(NamedTuple):
     at: float
     #: When it was over, for what does not last.
     until: float = float("inf")
+    #: From when on it may have been over: a server is there before anybody can say that it is.
+    mended_from: float = float("inf")
     #: When the store had gone, where this befell a beat that had not been able to confirm since.
     cut_off_at: float = float("inf")
     #: How many times as long as on an idle machine it takes to confirm.

@@ -112,7 +112,7 @@ def test_an_outage_of_the_store_loses_nothing_and_doubles_nothing(result: Result
 def test_nothing_is_sent_while_there_is_no_store(result: Result) -> None:
     for away in result.cluster.outages:
         # Until the end of trust a claim may still have been on its way.
-        silence = (away.at + TTL_S, away.until)
+        silence = (away.at + TTL_S, away.mended_from)
         sent = [one for one in result.cluster.queue.messages if silence[0] < one.seen_at < silence[1]]
         assert not sent, f"{away.kind}: {sent}{result.cluster.story()}"
 
