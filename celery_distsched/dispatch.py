@@ -23,7 +23,9 @@ from celery_distsched.node_pool import NodePool, View
 from celery_distsched.outbox import Outbox
 from celery_distsched.progress import Progress
 from celery_distsched.ring import HashRing, Places
+from celery_distsched.record import node_of
 from celery_distsched.same_redis import SameRedis
+from celery_distsched.schedule_epoch import heirless
 from celery_distsched.settings import Settings
 from celery_distsched.store_loss import StoreLoss
 
@@ -90,6 +92,7 @@ class Dispatch:
         self._places = Places.of(())
         self._followed: tuple[HashRing, str | None] | None = None
         self._trusted_until = float("-inf")
+        self._driver = driver
         self._store_loss = StoreLoss(driver, self.ledger, pool, progress, clock, lambda: self._agenda.entries)
 
     def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
@@ -160,6 +163,19 @@ class Dispatch:
                 self._agenda.schedule(name)
         nodes = ", ".join(sorted(view.ring.nodes))
         logger.info("%d of %d entries are mine; nodes: %s", len(self._agenda.share), len(self._agenda.entries), nodes)
+
+    def hand_back(self) -> None:
+        """Confirm what was sent and pass on what was not, to leave. Runs on the heartbeat's thread, the loop at rest.
+
+        Raises:
+            StoreUnavailable: What this node held is taken over when it is dead.
+        """
+        if self.ledger.busy:
+            alive, me = self._pool.view.alive, self._pool.node_id
+            digests = {membership: info.digest for membership, info in alive.items()}
+            others = {digest for membership, digest in digests.items() if node_of(membership) != me}
+            mine = digests.get(self._pool.view.me or "", "")
+            self.ledger.hand_back(heirless(self._driver, mine, others))
 
     # Claim, publish, confirm
 

@@ -397,30 +397,39 @@ class Ledger:
             self.counts["skipped"] += move.skipped
             logger.warning("entry %r: %d missed runs skipped, as its catch-up policy says", name, move.skipped)
 
-    def _count_dropped(self, moves: Mapping[str, Move]) -> None:
+    def _count_dropped(self, moves: Mapping[str, Move], why: str = "") -> None:
         """Count runs before the swap that drops their marks: if its answer is lost, nobody else can tell."""
         for name, move in moves.items():
             for instant, mark in move.dropped.items():
                 if (name, instant) not in self._counted:
                     self._counted.add((name, instant))
-                    died = f"its sender {mark} died" if mark != self.me else "this node stopped while sending it"
-                    self.possibly_lost(name, instant, died)
+                    self.possibly_lost(name, instant, why or self._why_dropped(mark))
+
+    def _why_dropped(self, mark: str) -> str:
+        if mark == HANDED_BACK or not self._settings.at_most_once:
+            return "it was open when the entry went away, and the entry has come back"
+        died = f"its sender {mark} died" if mark != self.me else "this node stopped while sending it"
+        return f"{died}; at_most_once"
 
     def possibly_lost(self, name: str, instant: int, why: str) -> None:
         """Count and report a run of which nobody knows whether it was sent, and which nobody will send again."""
         self.counts["possibly lost"] += 1
-        logger.error("entry %r, instant %s: possibly lost (%s); at_most_once: not sent again", name, iso(instant), why)
+        logger.error("entry %r, instant %s: possibly lost (%s): it is not sent again", name, iso(instant), why)
 
     # Farewell
 
-    def hand_back(self) -> None:
-        """Confirm what was sent and free what was not, to leave. Runs on the heartbeat's thread, the loop at rest."""
+    def hand_back(self, heirless: Callable[[str], bool] = lambda name: False) -> None:
+        """Confirm what was sent and free what was not, to leave. Runs on the heartbeat's thread, the loop at rest.
+
+        Args:
+            heirless: Whether no other live node has an entry: then what was not sent is given up, and counted.
+        """
         waiting = set(self.busy)
         for _ in range(3):
             for batch in batches(waiting, self._driver.max_batch):
-                waiting -= self._handed_back(batch)
+                waiting -= self._handed_back(batch, heirless)
 
-    def _handed_back(self, names: list[str]) -> set[str]:
+    def _handed_back(self, names: list[str], heirless: Callable[[str], bool]) -> set[str]:
         """Try to hand these back; returns those with nothing left to do."""
         moves = {}
         for name, text in zip(names, self._driver.read(names), strict=True):
@@ -428,9 +437,14 @@ class Ledger:
             if record is not None:
                 holding = self.holdings[name]
                 holding.learn(record, self.me)
-                move = holding.hand_back(self.me, at_most_once=self._settings.at_most_once)
+                if heirless(name):
+                    move = holding.give_up(self.me)
+                else:
+                    move = holding.hand_back(self.me, at_most_once=self._settings.at_most_once)
                 if move is not None:
                     moves[name] = move
+        given_up = {name: move for name, move in moves.items() if heirless(name)}
+        self._count_dropped(given_up, "this node leaves, and no other live one has the entry")
         self._count_dropped(moves)
         answers = self._driver.swap([Swap(name, move.expected, move.new.text()) for name, move in moves.items()])
         lost = set()
