@@ -22,8 +22,8 @@ from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool, View
 from celery_distsched.outbox import Outbox
 from celery_distsched.progress import Progress
-from celery_distsched.ring import HashRing, Places
 from celery_distsched.record import node_of
+from celery_distsched.ring import HashRing, Places
 from celery_distsched.same_redis import SameRedis
 from celery_distsched.schedule_epoch import heirless
 from celery_distsched.settings import Settings
