@@ -70,6 +70,7 @@ class Dispatch:
             anchor=self._agenda.first_record,
             learnt=self._agenda.schedule,
             may_take=self._agenda.may_take,
+            trusted=self._trusted,
         )
         self._send = send
         self._outbox = Outbox(
@@ -132,8 +133,7 @@ class Dispatch:
                 with collector.paused():
                     ledger.read(ledger.unread)
             ledger.watch()
-            if self._may_go_on():  # reading may have taken its time
-                ledger.take_over()
+            ledger.take_over()
             self._progress.ready = not ledger.unread or bool(ledger.suspicious)
         outbox.reopen()
         outbox.send(ledger.busy, self._confirm)
@@ -180,13 +180,12 @@ class Dispatch:
     # Claim, publish, confirm
 
     def _may_go_on(self) -> bool:
-        """Whether to claim or send one more: trusted, by the membership that the marks name, and not asked to stop."""
-        return (
-            self._pool.trusted()
-            and self._pool.view.me == self.ledger.me
-            and not self.closed
-            and not self._interrupts.pending
-        )
+        """Whether to claim or send one more: trusted, and not asked to stop."""
+        return self._trusted() and not self.closed and not self._interrupts.pending
+
+    def _trusted(self) -> bool:
+        """Whether the view is trusted, and by the membership that the marks name."""
+        return self._pool.trusted() and self._pool.view.me == self.ledger.me
 
     def _claim_and_send(self) -> None:
         # A long burst must not keep the rest of the loop waiting: the next tick goes on with it at once.

@@ -43,6 +43,7 @@ class Ledger:
         anchor: Callable[[str], Record],
         learnt: Callable[[str], None],
         may_take: Callable[[str], bool] = lambda name: True,
+        trusted: Callable[[], bool] = lambda: True,
     ) -> None:
         """Keep what is needed.
 
@@ -55,6 +56,7 @@ class Ledger:
             anchor: Makes the first record of an entry that there is none of.
             learnt: Called with the name of an entry of the share whose record is now known, or has changed.
             may_take: Whether what the dead left open of an entry is for this node to take over.
+            trusted: Whether this node may act as the member whose marks it makes; asked just before each write.
         """
         self.share: Collection[str] = ()
         #: My membership, as these holdings know it.
@@ -77,6 +79,7 @@ class Ledger:
         self._anchor = anchor
         self._learnt = learnt
         self._may_take = may_take
+        self._trusted = trusted
         #: Entries of mine with somebody else's open mark.
         self._watched: set[str] = set()
         self._watched_at = float("-inf")
@@ -244,15 +247,19 @@ class Ledger:
     # Writing
 
     def swap(self, moves: Mapping[str, Move]) -> None:
-        """Try to write these moves.
+        """Try to write these moves; without trust in the view only what needs none, and the rest is left as it is.
 
         Raises:
             StoreUnavailable: The outcome is unknown; the moves are kept, to be repeated before anything else is done.
             LeaseLost: Nothing was written.
         """
         for names in batches(moves, self._driver.max_batch):
-            batch = {name: moves[name] for name in names}
-            holdings = {name: self.holdings.setdefault(name, Holding()) for name in names}
+            # What came before, such as reading, may have taken its time.
+            trusted = self._trusted()
+            batch = {name: move for name in names if not (move := moves[name]).fenced or trusted}
+            if not batch:
+                continue
+            holdings = {name: self.holdings.setdefault(name, Holding()) for name in batch}
             fence = self.me if any(move.fenced for move in batch.values()) else None
             self._count_dropped(batch)
             try:
