@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,11 +45,11 @@ class Result(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Result]]:
+def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
     def folder() -> Path:
         return tmp_path_factory.mktemp("store")
 
-    yield at_once(
+    return at_once(
         {
             "full": lambda: on_a_full_disk(folder(), RedisQueue(redis_server.url(path="/9"))),
             "read-only": lambda: on_a_read_only_one(folder(), RedisQueue(redis_server.url(path="/8"))),
