@@ -150,7 +150,7 @@ class SQLiteDriver(Driver):
                 self.incarnation = _identity(self._path)
             yield self._connection
         except (sqlite3.Error, OSError) as exc:
-            if "locked" not in str(exc):
+            if "readonly" in str(exc):
                 # What was opened while the file could not be written to stays like that when it can.
                 self._disconnect()
             raise StoreUnavailable(f"{self._path}: {exc}{_mend(exc)}") from exc
