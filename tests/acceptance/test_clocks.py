@@ -1,7 +1,7 @@
 """Clocks: one that is an hour off, or is set an hour ahead or back, changes neither what is sent nor how often.
 
-A server's clock is stepped where it is asked for the time, which is Redis. etcd and Consul are not asked; as Go programs
-they take the time past the C library, where nothing could stand in for it.
+A server's clock is stepped where it is asked for the time: that is Redis. etcd and Consul are not asked. They are Go
+programs, which take the time past the C library, where alone it can be faked for one process.
 """
 
 from __future__ import annotations
