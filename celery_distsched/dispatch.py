@@ -22,8 +22,10 @@ from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool, View
 from celery_distsched.outbox import Outbox
 from celery_distsched.progress import Progress
+from celery_distsched.record import node_of
 from celery_distsched.ring import HashRing, Places
 from celery_distsched.same_redis import SameRedis
+from celery_distsched.schedule_epoch import heirless
 from celery_distsched.settings import Settings
 from celery_distsched.store_loss import StoreLoss
 
@@ -70,6 +72,7 @@ class Dispatch:
             anchor=self._agenda.first_record,
             learnt=self._agenda.schedule,
             may_take=self._agenda.may_take,
+            trusted=self._trusted,
         )
         self._send = send
         self._outbox = Outbox(
@@ -92,6 +95,7 @@ class Dispatch:
         self._places = Places.of(())
         self._followed: tuple[HashRing, str | None] | None = None
         self._trusted_until = float("-inf")
+        self._driver = driver
         self._store_loss = StoreLoss(driver, self.ledger, pool, progress, clock, lambda: self._agenda.entries)
 
     def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
@@ -131,8 +135,7 @@ class Dispatch:
                 with collector.paused():
                     ledger.read(ledger.unread)
             ledger.watch()
-            if self._may_go_on():  # reading may have taken its time
-                ledger.take_over()
+            ledger.take_over()
             self._progress.ready = not ledger.unread or bool(ledger.suspicious)
         outbox.reopen()
         outbox.send(ledger.busy, self._confirm)
@@ -163,16 +166,28 @@ class Dispatch:
         nodes = ", ".join(sorted(view.ring.nodes))
         logger.info("%d of %d entries are mine; nodes: %s", len(self._agenda.share), len(self._agenda.entries), nodes)
 
+    def hand_back(self) -> None:
+        """Confirm what was sent and pass on what was not, to leave. Runs on the heartbeat's thread, the loop at rest.
+
+        Raises:
+            StoreUnavailable: What this node held is taken over when it is dead.
+        """
+        if self.ledger.busy:
+            alive, me = self._pool.view.alive, self._pool.node_id
+            digests = {membership: info.digest for membership, info in alive.items()}
+            others = {digest for membership, digest in digests.items() if node_of(membership) != me}
+            mine = digests.get(self._pool.view.me or "", "")
+            self.ledger.hand_back(heirless(self._driver, mine, others))
+
     # Claim, publish, confirm
 
     def _may_go_on(self) -> bool:
-        """Whether to claim or send one more: trusted, by the membership that the marks name, and not asked to stop."""
-        return (
-            self._pool.trusted()
-            and self._pool.view.me == self.ledger.me
-            and not self.closed
-            and not self._interrupts.pending
-        )
+        """Whether to claim or send one more: trusted, and not asked to stop."""
+        return self._trusted() and not self.closed and not self._interrupts.pending
+
+    def _trusted(self) -> bool:
+        """Whether the view is trusted, and by the membership that the marks name."""
+        return self._pool.trusted() and self._pool.view.me == self.ledger.me
 
     def _claim_and_send(self) -> None:
         # A long burst must not keep the rest of the loop waiting: the next tick goes on with it at once.

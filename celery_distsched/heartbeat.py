@@ -136,6 +136,7 @@ class Heartbeat:
                 logger.warning(
                     "node %s has been silent for %g s: it is dead, and its share moves on", membership, self.pool.ttl_s
                 )
+                self._say_if_heirless(membership, Info.parse(members[membership].info), view)
         # Where writing fails and reading does not (a full disk, a lock), an answer to a read says nothing.
         if self._outage and self._renewed_at > self._outage_at:
             logger.warning("the store answers again (%s)", self.driver.url.masked)
@@ -143,6 +144,16 @@ class Heartbeat:
         if me is not None and not self._asked_for_warnings:
             self._asked_for_warnings = True
             self._pass_on_warnings()
+
+    @staticmethod
+    def _say_if_heirless(membership: str, dead: Info | None, view: View) -> None:
+        # Which entries only it had nobody knows any more, so that their marks can be neither found nor counted.
+        if dead is not None and view.alive and dead.digest not in {info.digest for info in view.alive.values()}:
+            logger.warning(
+                "node %s was the last with its schedule: of an entry that no live node has, what it had claimed and not"
+                " yet confirmed is not sent again",
+                membership,
+            )
 
     def _pass_on_warnings(self) -> None:
         try:

@@ -42,7 +42,7 @@ class Move(NamedTuple):
     fenced: bool
     #: Marks of dead nodes that become mine: instant → mark before.
     taken: Mapping[int, str] = _NONE
-    #: Marks of dead nodes that are dropped, their runs possibly lost.
+    #: Marks that are dropped, their runs possibly lost.
     dropped: Mapping[int, str] = _NONE
     #: Instants that become mine.
     claimed: tuple[int, ...] = ()
@@ -165,6 +165,15 @@ class Holding:
         if new == self.record:
             return None
         return Move(self.record.text(), new, fenced=False, dropped=dropped)
+
+    def give_up(self, me: str) -> Move | None:
+        """Close what was sent and drop the rest, to leave where nobody else has the entry; None if I hold nothing."""
+        if self.record is None:
+            return None
+        base = self.record.without(self.instants(Phase.DONE))
+        dropped = {at: mark for at, mark in base.open.items() if mark == me}
+        new = base.without(tuple(dropped))
+        return None if new == self.record else Move(self.record.text(), new, fenced=False, dropped=dropped)
 
     def restoring(
         self,

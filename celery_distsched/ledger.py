@@ -45,6 +45,7 @@ class Ledger:
         anchor: Callable[[str], Record],
         learnt: Callable[[Sequence[str]], None],
         may_take: Callable[[str], bool] = lambda name: True,
+        trusted: Callable[[], bool] = lambda: True,
     ) -> None:
         """Keep what is needed.
 
@@ -57,6 +58,7 @@ class Ledger:
             anchor: Makes the first record of an entry that there is none of.
             learnt: Called with the names of entries of the share whose records are now known, or have changed.
             may_take: Whether what the dead left open of an entry is for this node to take over.
+            trusted: Whether this node may act as the member whose marks it makes; asked just before each write.
         """
         self.share: Collection[str] = ()
         #: My membership, as these holdings know it.
@@ -81,6 +83,7 @@ class Ledger:
         #: Those of which it has not been told yet.
         self._news: list[str] = []
         self._may_take = may_take
+        self._trusted = trusted
         #: Entries of mine with somebody else's open mark.
         self._watched: set[str] = set()
         self._watched_at = float("-inf")
@@ -254,15 +257,19 @@ class Ledger:
     # Writing
 
     def swap(self, moves: Mapping[str, Move]) -> None:
-        """Try to write these moves.
+        """Try to write these moves; without trust in the view only what needs none, and the rest is left as it is.
 
         Raises:
             StoreUnavailable: The outcome is unknown; the moves are kept, to be repeated before anything else is done.
             LeaseLost: Not all was written; the records are read before anything else is done.
         """
         for names in batches(moves, self._driver.max_batch):
-            batch = {name: moves[name] for name in names}
-            holdings = {name: self.holdings.setdefault(name, Holding()) for name in names}
+            # What came before, such as reading, may have taken its time.
+            trusted = self._trusted()
+            batch = {name: move for name in names if not (move := moves[name]).fenced or trusted}
+            if not batch:
+                continue
+            holdings = {name: self.holdings.setdefault(name, Holding()) for name in batch}
             fence = self.me if any(move.fenced for move in batch.values()) else None
             self._count_dropped(batch)
             try:
@@ -423,30 +430,39 @@ class Ledger:
             self.counts["skipped"] += move.skipped
             logger.warning("entry %r: %d missed runs skipped, as its catch-up policy says", name, move.skipped)
 
-    def _count_dropped(self, moves: Mapping[str, Move]) -> None:
+    def _count_dropped(self, moves: Mapping[str, Move], why: str = "") -> None:
         """Count runs before the swap that drops their marks: if its answer is lost, nobody else can tell."""
         for name, move in moves.items():
             for instant, mark in move.dropped.items():
                 if (name, instant) not in self._counted:
                     self._counted.add((name, instant))
-                    died = f"its sender {mark} died" if mark != self.me else "this node stopped while sending it"
-                    self.possibly_lost(name, instant, died)
+                    self.possibly_lost(name, instant, why or self._why_dropped(mark))
+
+    def _why_dropped(self, mark: str) -> str:
+        if mark == HANDED_BACK or not self._settings.at_most_once:
+            return "it was open when the entry went away, and the entry has come back"
+        died = f"its sender {mark} died" if mark != self.me else "this node stopped while sending it"
+        return f"{died}; at_most_once"
 
     def possibly_lost(self, name: str, instant: int, why: str) -> None:
         """Count and report a run of which nobody knows whether it was sent, and which nobody will send again."""
         self.counts["possibly lost"] += 1
-        logger.error("entry %r, instant %s: possibly lost (%s); at_most_once: not sent again", name, iso(instant), why)
+        logger.error("entry %r, instant %s: possibly lost (%s): it is not sent again", name, iso(instant), why)
 
     # Farewell
 
-    def hand_back(self) -> None:
-        """Confirm what was sent and free what was not, to leave. Runs on the heartbeat's thread, the loop at rest."""
+    def hand_back(self, heirless: Callable[[str], bool] = lambda name: False) -> None:
+        """Confirm what was sent and free what was not, to leave. Runs on the heartbeat's thread, the loop at rest.
+
+        Args:
+            heirless: Whether no other live node has an entry: then what was not sent is given up, and counted.
+        """
         waiting = set(self.busy)
         for _ in range(3):
             for batch in batches(waiting, self._driver.max_batch):
-                waiting -= self._handed_back(batch)
+                waiting -= self._handed_back(batch, heirless)
 
-    def _handed_back(self, names: list[str]) -> set[str]:
+    def _handed_back(self, names: list[str], heirless: Callable[[str], bool]) -> set[str]:
         """Try to hand these back; returns those with nothing left to do."""
         moves = {}
         for name, text in zip(names, self._driver.read(names), strict=True):
@@ -454,9 +470,14 @@ class Ledger:
             if record is not None:
                 holding = self.holdings[name]
                 holding.learn(record, self.me)
-                move = holding.hand_back(self.me, at_most_once=self._settings.at_most_once)
+                if heirless(name):
+                    move = holding.give_up(self.me)
+                else:
+                    move = holding.hand_back(self.me, at_most_once=self._settings.at_most_once)
                 if move is not None:
                     moves[name] = move
+        given_up = {name: move for name, move in moves.items() if heirless(name)}
+        self._count_dropped(given_up, "this node leaves, and no other live one has the entry")
         self._count_dropped(moves)
         answers = self._driver.swap([Swap(name, move.expected, move.new.text()) for name, move in moves.items()])
         lost = set()

@@ -192,7 +192,7 @@ class Outbox:
             # Nothing has left: the next attempt is the first.
             holding.attempts[instant] -= 1
         elif self._settings.at_most_once:
-            self._ledger.possibly_lost(name, instant, "the broker did not answer")
+            self._ledger.possibly_lost(name, instant, "the broker did not answer; at_most_once")
             holding.phases[instant] = Phase.DONE
         else:
             logger.warning(

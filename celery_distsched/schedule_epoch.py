@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from celery_distsched.drivers.base import Driver, Swap
@@ -91,6 +91,27 @@ class ScheduleEpoch:
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
         return found
+
+
+def heirless(driver: Driver, digest: str, others: Collection[str]) -> Callable[[str], bool]:
+    """Return what tells of an entry whether none of the other live nodes has it, as far as that can be known.
+
+    Args:
+        driver: The store.
+        digest: That of the leaving node's schedule; empty: it is no member.
+        others: Those of the other live nodes' schedules.
+
+    Raises:
+        StoreUnavailable: Not known.
+    """
+    # Nodes with the same schedule have the same entries, and where nobody else lives the next to come may have it.
+    if others and digest and digest not in others:
+        (text,) = driver.read([_KEY])
+        newest = None if text is None else ScheduleEpoch.parse(text)
+        # Of other schedules than the newest nobody can say what is in them.
+        if newest is not None and set(others) == {newest.digest}:
+            return lambda name: name not in newest.names
+    return lambda name: False
 
 
 def _text(names: NameFilter) -> str:

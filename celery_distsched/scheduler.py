@@ -248,7 +248,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             node = self._node
             if node is not None and node.pid == os.getpid():
                 node.dispatch.closed = True
-                if not node.heartbeat.stop(node.dispatch.ledger.hand_back, _FAREWELL_S):
+                if not node.heartbeat.stop(node.dispatch.hand_back, _FAREWELL_S):
                     logger.warning(
                         "could not say goodbye to the store in %g s: the share of %s moves on in %g s",
                         _FAREWELL_S,

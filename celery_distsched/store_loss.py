@@ -114,6 +114,8 @@ class StoreLoss:
         signs = self._ledger.suspicious or "its mark is not the one that was there, or of another server"
         if stored is None or stored.server != server or (known and self._ledger.suspicious):
             # Where nobody knows of a ledger, there was none: what is not there is new.
+            if not self._pool.trusted():  # reading may have taken its time
+                return
             new = self._known is None and stored is None and not self._others_know(view)
             stored = Generation(secrets.token_hex(4), server, 0 if new else self._now_us())
             (answer,) = self._driver.swap([Swap(_KEY, text, stored.text())], view.me)

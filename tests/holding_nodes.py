@@ -128,7 +128,14 @@ class Node:
         self.way.trust_ends = self.lose_trust
         chosen = Settings(StoreUrl("test"), node_ttl=TTL_S, delivery=cluster.delivery)
         self.ledger = Ledger(
-            self.way, self.pool, progress, self.clock, chosen, anchor=lambda _: Record(0), learnt=lambda _: None
+            self.way,
+            self.pool,
+            progress,
+            self.clock,
+            chosen,
+            anchor=lambda _: Record(0),
+            learnt=lambda _: None,
+            trusted=lambda: self.trusted,
         )
         self.outbox = Outbox(
             self.ledger,

@@ -254,6 +254,17 @@ def test_a_dead_member_that_cannot_be_removed_is_reported_once(caplog: pytest.Lo
     assert caplog.text.count("other#1 has been silent") == 1
 
 
+@pytest.mark.parametrize("digest", ["same", "of a schedule that went with it"])
+def test_the_death_of_the_last_node_with_a_schedule_is_reported(
+    node: Node, caplog: pytest.LogCaptureFixture, digest: str
+) -> None:
+    info = Info("there", 0, digest, "ours", active=True, wall_us=0)
+    node.store.join("other#1", info.text())
+    node.beat(TTL_S + 2)
+    said = "node other#1 was the last with its schedule" in caplog.text
+    assert said == (digest != "same"), caplog.text
+
+
 def test_a_member_that_renews_while_it_is_buried_stays_alive(caplog: pytest.LogCaptureFixture) -> None:
     """Its renewal and the removal cross: it trusts in the renewal, so nobody may take over what it holds."""
     node = Node()

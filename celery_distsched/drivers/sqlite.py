@@ -119,9 +119,7 @@ class SQLiteDriver(Driver):
         self._notice_fork()
         if self._lock.acquire(timeout=self.timeout_s):
             try:
-                if self._connection is not None:
-                    self._connection.close()
-                    self._connection = None
+                self._disconnect()
             finally:
                 self._lock.release()
 
@@ -133,7 +131,9 @@ class SQLiteDriver(Driver):
             try:
                 yield db
             except BaseException:
-                db.execute("ROLLBACK")
+                # Of some errors, such as a full disk, SQLite has rolled back by itself.
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
                 raise
             # The connection rolls back by itself if this fails.
             db.execute("COMMIT")
@@ -150,15 +150,22 @@ class SQLiteDriver(Driver):
                 self.incarnation = _identity(self._path)
             yield self._connection
         except (sqlite3.Error, OSError) as exc:
-            raise StoreUnavailable(f"{self._path}: {exc}") from exc
+            if "readonly" in str(exc):
+                # What was opened while the file could not be written to stays like that when it can.
+                self._disconnect()
+            raise StoreUnavailable(f"{self._path}: {exc}{_mend(exc)}") from exc
         finally:
             self._lock.release()
 
     def _notice_replaced(self) -> None:
         """Let go of a file that somebody has removed or replaced: others would open the one that is there now."""
         if self._connection is not None and _identity(self._path) != self.incarnation:
-            self._connection.close()
-            self._connection = None
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _notice_fork(self) -> None:
         if self._pid != os.getpid():
@@ -196,6 +203,19 @@ class SQLiteDriver(Driver):
                 time.sleep(0.005)
             else:
                 return
+
+
+_MENDS = {
+    "readonly": "This beat's user must be allowed to write the file and its directory, and the disk not be read-only",
+    "unable to open": "This beat's user must be allowed to write the file and its directory",
+    "is full": "Make room on its disk",
+    "disk I/O error": "Has its disk room, and can it be written to? The system's log may say more",
+    "locked": "Another program keeps its lock: a copy, a check, a vacuum",
+}
+
+
+def _mend(exc: Exception) -> str:
+    return next((f". {mend}" for said, mend in _MENDS.items() if said in str(exc)), "")
 
 
 def _identity(path: Path) -> str:

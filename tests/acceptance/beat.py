@@ -27,9 +27,11 @@ class Beat(Server):
         environment: Mapping[str, str],
         queue: Queue,
         clock: FakeClock | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.clock = clock
+        self._prefix = prefix
         self.name = name
         self._words = words
         self._environment = environment
@@ -39,7 +41,7 @@ class Beat(Server):
 
     def command(self) -> list[str]:
         """Return the program and its arguments."""
-        return command_line(*(word.format(name=self.name) for word in self._words))
+        return [*self._prefix, *command_line(*(word.format(name=self.name) for word in self._words))]
 
     def environment(self) -> dict[str, str]:
         """Return what the project reads; the working directory is a folder of the beat's own."""

@@ -47,6 +47,7 @@ class Cluster:
         settings: Mapping[str, Any] | None = None,
         hangs: bool = False,
         fastest_s: float = 1.0,
+        prefix: Sequence[str] = (),
     ) -> None:
         """Prepare a run.
 
@@ -60,6 +61,7 @@ class Cluster:
             settings: Any others.
             hangs: Whether its beats can be made to hang.
             fastest_s: The shortest interval of an entry.
+            prefix: What the beats' command lines begin with.
         """
         self.namespace = uuid4().hex
         given = {
@@ -73,6 +75,7 @@ class Cluster:
         chosen = {name: value for name, value in given.items() if value is not None}
         project = {"settings": chosen, "entries": entries, "hangs": hangs, "fastest_s": fastest_s}
         self.environment = {"ACCEPTANCE": json.dumps(project)}
+        self._prefix = prefix
         self._ttl_s = ttl_s or DEFAULT_TTL_S
         self.queue = queue
         self.rhythms = rhythms(entries, fastest_s)
@@ -98,7 +101,8 @@ class Cluster:
 
     def add(self, words: Sequence[str] = ("beat", "-l", "INFO"), clock: FakeClock | None = None) -> Beat:
         """Make one more beat, to be started by the caller."""
-        self.beats.append(Beat(f"beat-{len(self.beats) + 1}", words, self.environment, self.queue, clock))
+        name = f"beat-{len(self.beats) + 1}"
+        self.beats.append(Beat(name, words, self.environment, self.queue, clock, self._prefix))
         return self.beats[-1]
 
     def wait_until_sending(self, beat: Beat) -> None:

@@ -11,15 +11,15 @@ import pytest
 
 from tests.acceptance.at_once import at_once
 from tests.acceptance.cluster import Cluster
-from tests.acceptance.outages import Outage, frozen, killed, silent
+from tests.acceptance.outages import Outage, cut, frozen, killed, silent
 from tests.acceptance.queue import Message, Queue, RedisQueue
 from tests.acceptance.rabbit_queue import RabbitQueue
 from tests.servers import RabbitServer, RedisServer, Server
 from tests.wire import Wire
 
 TTL_S = 2.0
-#: Longer than a node without a broker stays a member.
-AWAY_S = {"killed": 6.0, "frozen": 4.0, "silent": 4.0}
+#: Longer than a node without a broker stays a member, but for a reset, which nobody may die of.
+AWAY_S = {"cut": 1.0, "killed": 6.0, "frozen": 4.0, "silent": 4.0}
 #: Seconds after the broker's return until every beat sends.
 BACK_S = TTL_S + 2
 CASES = ("RabbitMQ", "Redis beside the ledger", "the ledger's own Redis")
@@ -55,7 +55,7 @@ def result_of(
                 store = redis_server.url(path="/8") if server is beside else server.url(port=wire.port, path="/9")
             broker = server.url(port=wire.port, path=server.path if isinstance(server, RabbitServer) else "/9")
             # A wire keeps what is under way where a frozen server takes it in when it is thawed: both are tried.
-            outages = [killed("broker", server), frozen("broker", server), silent("broker", wire)]
+            outages = [cut("broker", wire), killed("broker", server), frozen("broker", server), silent("broker", wire)]
             return hurt(store, queue, broker, outages)
 
     beside, own = RedisServer(*keeps_all), RedisServer(*keeps_all)

@@ -1,4 +1,8 @@
-"""Clocks: one that is an hour off, or is set an hour ahead or back, changes neither what is sent nor how often."""
+"""Clocks: one that is an hour off, or is set an hour ahead or back, changes neither what is sent nor how often.
+
+A server's clock is stepped where it is asked for the time: that is Redis. etcd and Consul are not asked. They are Go
+programs, which take the time past the C library, where alone it can be faked for one process.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from tests.acceptance.at_once import at_once
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.queue import Queue, RedisQueue
 from tests.acceptance.rhythms import SECOND_US
-from tests.servers import ConsulServer, RedisServer
+from tests.servers import ConsulServer, EtcdServer, RedisServer
 from tests.servers.fake_clock import FakeClock, PythonClock
 
 TTL_S = 2.0
@@ -35,12 +39,12 @@ class Result(NamedTuple):
 
 @pytest.fixture(scope="module")
 def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Result]]:
-    stepped, consul = RedisServer(), ConsulServer()
+    stepped, etcd, consul = RedisServer(), EtcdServer(), ConsulServer()
     stepped.clock = FakeClock()
     clock = stepped.clock
     with ExitStack() as stack:
-        stack.enter_context(stepped)
-        stack.enter_context(consul)
+        for server in (stepped, etcd, consul):
+            stack.enter_context(server)
 
         def queue(number: int) -> Queue:
             return RedisQueue(redis_server.url(path=f"/{number}"))
@@ -48,6 +52,7 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
         yield at_once(
             {
                 "redis": lambda: with_wrong_clocks(redis_server.url(path="/5"), queue(9)),
+                "etcd": lambda: with_wrong_clocks(etcd.url(), queue(4)),
                 "consul": lambda: with_wrong_clocks(consul.url(), queue(8)),
                 "the store's": lambda: with_a_store_that_steps(stepped.url(), queue(7), clock),
                 "the host's": lambda: with_a_host_that_steps(tmp_path_factory.mktemp("store"), queue(6)),
@@ -100,7 +105,7 @@ def over(cluster: Cluster, began: float) -> Result:
     return Result(cluster, began, ended)
 
 
-@pytest.mark.parametrize("whose", ["redis", "consul", "the store's"])
+@pytest.mark.parametrize("whose", ["redis", "etcd", "consul", "the store's"])
 def test_an_hour_of_skew_and_steps_of_an_hour_lose_and_double_nothing(
     whose: str, result_of: Callable[[str], Result]
 ) -> None:
@@ -112,7 +117,7 @@ def test_an_hour_of_skew_and_steps_of_an_hour_lose_and_double_nothing(
     assert lateness[len(lateness) // 2] <= LATE_S, f"{lateness[len(lateness) // 2]:.3f} s{cluster.story()}"
 
 
-@pytest.mark.parametrize("whose", ["redis", "consul"])
+@pytest.mark.parametrize("whose", ["redis", "etcd", "consul"])
 def test_a_host_whose_clock_is_wrong_says_so_once_and_once_when_it_is_right(
     whose: str, result_of: Callable[[str], Result]
 ) -> None:

@@ -48,7 +48,8 @@ def delete(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Result]]:
-    flushed, emptied, evicting, etcd, consul = RedisServer(), RedisServer(), RedisServer(), EtcdServer(), ConsulServer()
+    flushed, emptied, etcd, consul = RedisServer(), RedisServer(), EtcdServer(), ConsulServer()
+    evicting = RedisServer("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     file = tmp_path_factory.mktemp("store") / "store.sqlite3"
     ways: list[tuple[str, Callable[[str], None]]] = [
         (flushed.url(), lambda namespace: flushed.flush()),
@@ -112,3 +113,11 @@ def test_a_lost_store_is_reported_once(result: Result) -> None:
     for beat in result.cluster.beats[:2]:
         # The beats that were there know; one that came later need not.
         assert len(beat.lines("the store has lost")) == 1, f"{beat.name}{result.cluster.story()}"
+
+
+def test_a_store_that_may_evict_the_ledger_is_warned_about_at_the_start(result_of: Callable[[str], Result]) -> None:
+    for case in CASES:
+        cluster = result_of(case).cluster
+        for beat in cluster.beats:
+            warned = beat.lines("evicts keys when it is full (maxmemory-policy allkeys-lru)")
+            assert len(warned) == (case == "a Redis evicts the ledger"), f"{case}: {beat.name}{cluster.story()}"

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,7 +17,7 @@ from celery_distsched.drivers.consul import ConsulDriver
 from celery_distsched.errors import ConfigError, StoreUnavailable
 from celery_distsched.testing.checks import at_once, poll, refused
 from tests.drivers.consul_nodes import Opener, namespace, node, open_at  # noqa: F401
-from tests.servers import ConsulServer, EtcdServer, RedisServer, Server, find_binary, free_port
+from tests.servers import ConsulServer, EtcdServer, GuardedConsul, RedisServer, Server, find_binary, free_port
 from tests.servers.process import ask
 from tests.wire import Wire
 
@@ -140,45 +138,9 @@ def test_a_connection_in_use_is_closed_when_it_comes_back_after_close(
 # Tokens
 
 
-class _Guarded(ConsulServer):
-    """Refuses everything without a token."""
-
-    def __init__(self) -> None:
-        super().__init__('-hcl=acl { enabled = true default_policy = "deny" }')
-        self.root = ""
-
-    def ready(self) -> bool:
-        """It is ready when it has made the first token, which it does once and as its leader."""
-        self.root = str(ask(self, "PUT", "/v1/acl/bootstrap")["SecretID"])
-        return True
-
-    def token(self, rules: str) -> str:
-        """Return a new token that may do this."""
-        policy = self._acl("PUT", "policy", {"Name": uuid.uuid4().hex, "Rules": rules})
-        return str(self._acl("PUT", "token", {"Policies": [{"ID": policy["ID"]}]})["SecretID"])
-
-    def revoke(self, token: str) -> None:
-        """Make a token one that nobody knows."""
-        (known,) = (known for known in self._acl("GET", "tokens") if self._secret(known) == token)
-        self._acl("DELETE", f"token/{known['AccessorID']}")
-
-    def _secret(self, known: dict[str, Any]) -> str:
-        return str(self._acl("GET", f"token/{known['AccessorID']}")["SecretID"])
-
-    def _acl(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(
-            f"http://{self.host}:{self.port}/v1/acl/{path}",
-            None if body is None else json.dumps(body).encode(),
-            {"X-Consul-Token": self.root},
-            method=method,
-        )
-        with urllib.request.urlopen(request, timeout=5) as response:
-            return json.loads(response.read())
-
-
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[_Guarded]:
-    with _Guarded() as server:
+def guarded() -> Iterator[GuardedConsul]:
+    with GuardedConsul() as server:
         yield server
 
 
@@ -195,7 +157,7 @@ def _every_call(driver: ConsulDriver) -> list[Callable[[], Any]]:
 
 
 def test_a_token_for_the_namespace_is_enough(
-    open_at: Opener, guarded: _Guarded, namespace: str, monkeypatch: pytest.MonkeyPatch
+    open_at: Opener, guarded: GuardedConsul, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = guarded.token(f'key_prefix "{namespace}/distsched/" {{ policy = "write" }}')
     monkeypatch.setenv("CONSUL_HTTP_TOKEN", "not-this-one")
@@ -207,7 +169,7 @@ def test_a_token_for_the_namespace_is_enough(
 
 
 def test_without_a_right_every_call_fails_and_says_where_to_write_the_token(
-    open_at: Opener, guarded: _Guarded, namespace: str
+    open_at: Opener, guarded: GuardedConsul, namespace: str
 ) -> None:
     able = open_at(guarded.url(), token=guarded.root)
     able.join("me", "")
@@ -226,7 +188,7 @@ def test_without_a_right_every_call_fails_and_says_where_to_write_the_token(
 
 
 def test_a_token_that_is_revoked_ends_every_call_with_its_mend_until_there_is_another(
-    open_at: Opener, guarded: _Guarded, namespace: str
+    open_at: Opener, guarded: GuardedConsul, namespace: str
 ) -> None:
     rules = f'key_prefix "{namespace}/distsched/" {{ policy = "write" }}'
     token = guarded.token(rules)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
@@ -16,6 +19,8 @@ from celery_distsched.errors import StoreUnavailable
 from celery_distsched.testing.checks import at_once, ended_well, forked, io_of_this_thread
 
 Open = Callable[[Path], Driver]
+#: The superuser may write to what is read-only, unless the right to do so is taken from it.
+ORDINARY_USER = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
 
 
 @pytest.fixture
@@ -75,6 +80,63 @@ def test_what_is_no_database_is_said_and_left_alone(opened: Open, tmp_path: Path
     assert path.read_bytes() == before
     with pytest.raises(StoreUnavailable, match="No such file or directory"):
         opened(tmp_path / "no" / "folder").members()
+
+
+READ_ONLY = """
+    import sys
+    from pathlib import Path
+    from celery_distsched.drivers import StoreUrl, open_driver
+    from celery_distsched.errors import StoreUnavailable
+
+    path = Path(sys.argv[1])
+
+    def opened():
+        return open_driver(StoreUrl.parse(f"sqlite:///{path}"), namespace="n", ttl_s=5.0, timeout_s=1.0, options={})
+
+    def refused(driver):
+        try:
+            driver.join("me", "info")
+        except StoreUnavailable as exc:
+            return str(exc)
+
+    before = opened()
+    before.join("before", "info")
+    path.chmod(0o400)
+    path.parent.chmod(0o500)
+    # Who has opened it already goes on.
+    before.renew("before", "info")
+    late = opened()
+    print(refused(late))
+    path.chmod(0o600)
+    late.join("late", "info")
+    # Without the logs, which go with the last connection, the directory is needed too.
+    for driver in (before, late):
+        driver.close()
+    path.parent.chmod(0o700)
+    for log in path.parent.glob(f"{path.name}-*"):
+        log.unlink()
+    path.parent.chmod(0o500)
+    print(refused(late))
+    path.parent.chmod(0o700)
+    late.renew("late", "info")
+"""
+
+
+def test_a_file_that_was_read_only_is_written_to_as_soon_as_that_is_mended(tmp_path: Path) -> None:
+    folder = tmp_path / "of its own"
+    folder.mkdir()
+    ran = subprocess.run(
+        [*ORDINARY_USER, sys.executable, "-c", textwrap.dedent(READ_ONLY), str(folder / "store")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    for line in ran.stdout.splitlines():
+        assert "readonly" in line
+        assert "must be allowed to write the file and its directory" in line
 
 
 def test_a_writer_that_holds_the_file_costs_no_more_than_the_timeout(opened: Open, tmp_path: Path) -> None:

@@ -104,6 +104,25 @@ def test_an_amqp_black_hole_is_not_confirmed(
 
 
 @pytest.mark.parametrize("scheme", ["sqlite"])
+def test_a_connection_that_is_reset_before_anybody_has_looked_at_it_ends_no_beat(
+    rabbit_server: RabbitServer, wire_to: NewWire, new_cluster: NewCluster
+) -> None:
+    wire = wire_to(rabbit_server)
+    cluster = new_cluster(broker=rabbit_server.url(port=wire.port), read_from=rabbit_server.url(), ttl_s=2.0)
+    cluster.seed("warm up")
+    due = cluster.seed("a", last_us=in_s(3))
+    beat = cluster.beat({"warm up": HOURLY, "a": HOURLY})
+    beat.tick_until(lambda: cluster.sent("warm up") and cluster.settled("warm up"))
+    # As the probe does when the broker is back, and then it goes again.
+    beat.scheduler.broker.drop()
+    beat.scheduler.broker.connect()
+    wire.cut()
+    wire.mend()
+    beat.tick_until(lambda: cluster.sent("a") and cluster.settled("a"))
+    assert [(sent.task_id, sent.attempt) for sent in cluster.sent("a")] == [(task_id(cluster.namespace, "a", due), 1)]
+
+
+@pytest.mark.parametrize("scheme", ["sqlite"])
 @pytest.mark.parametrize("fault", ["frozen", "cut"])
 @pytest.mark.parametrize("kind", ["redis_server", "rabbit_server"])
 def test_an_attempt_at_a_dead_broker_takes_half_a_ttl_at_most(

@@ -172,6 +172,34 @@ def test_a_handed_back_run_is_sent_at_once_by_a_node_that_is_there(new_cluster: 
     assert sorted(sent.entry for sent in cluster.sent()) == sorted(NAMES)
 
 
+@pytest.mark.parametrize("scheme", ["sqlite", "redis+scan", "redis+zset", "etcd", "consul"])
+def test_what_nobody_else_could_send_is_given_up_and_counted(
+    new_cluster: NewCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last beat with an entry leaves in the middle of a deploy that removes the entry."""
+    cluster = new_cluster(ttl_s=5.0)
+    cluster.seed(*NAMES)
+    beat = cluster.beat(dict.fromkeys(NAMES, HOURLY))
+    kept, published = NAMES[:25], list[str]()
+
+    def close_at_the_first(node: str, entry: str) -> None:
+        if node == beat.node and not published:
+            published.append(entry)
+            cluster.started(dict.fromkeys(kept, HOURLY))
+            # It reads who is there: its heart beats on while its loop is in here.
+            until(lambda: len({info.digest for info in beat.inner.pool.view.alive.values()}) == 2)
+            beat.scheduler.close()
+
+    cluster.after_publish(close_at_the_first)
+    beat.tick_until(lambda: published)
+    sent = {published[0], *kept}
+    until(lambda: len(cluster.sent()) >= len(sent) and cluster.settled(*NAMES), within_s=5)
+    assert {one.entry for one in cluster.sent()} == sent
+    lost = [line for line in caplog.messages if "no other live one has the entry): it is not sent again" in line]
+    assert {line.split("'")[1] for line in lost} == set(NAMES) - sent
+    assert beat.counts["possibly lost"] == len(lost)
+
+
 FORKING = """
     import json, os, sys, time
     from tests.scheduler.cluster import HOURLY, Cluster

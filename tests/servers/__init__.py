@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.servers.binaries import MissingServer, find_binary
 from tests.servers.certificates import Certificates
-from tests.servers.consul import ConsulServer
+from tests.servers.consul import ConsulServer, GuardedConsul
 from tests.servers.etcd import EtcdServer
 from tests.servers.etcd_group import EtcdCluster
 from tests.servers.process import Server, ServerFailed, free_port
@@ -17,6 +17,7 @@ __all__ = [
     "ConsulServer",
     "EtcdCluster",
     "EtcdServer",
+    "GuardedConsul",
     "MissingServer",
     "RabbitServer",
     "RedisCluster",

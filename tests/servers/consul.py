@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
+import uuid
+from typing import Any
+
 from tests.servers.binaries import find_binary
 from tests.servers.process import Server, ask, free_port
 
@@ -39,3 +44,40 @@ class ConsulServer(Server):
         for session in ask(self, "GET", "/v1/session/list"):
             ask(self, "PUT", f"/v1/session/destroy/{session['ID']}")
         ask(self, "DELETE", "/v1/kv/?recurse=true")
+
+
+class GuardedConsul(ConsulServer):
+    """Refuses everything without a token."""
+
+    def __init__(self) -> None:
+        super().__init__('-hcl=acl { enabled = true default_policy = "deny" }')
+        self.root = ""
+
+    def ready(self) -> bool:
+        """It is ready when it has made the first token, which it does once and as its leader."""
+        self.root = str(ask(self, "PUT", "/v1/acl/bootstrap")["SecretID"])
+        return True
+
+    def token(self, rules: str, secret: str | None = None) -> str:
+        """Return a new token that may do this; `secret`: this one."""
+        policy = self._acl("PUT", "policy", {"Name": uuid.uuid4().hex, "Rules": rules})
+        token = {"Policies": [{"ID": policy["ID"]}], **({"SecretID": secret} if secret else {})}
+        return str(self._acl("PUT", "token", token)["SecretID"])
+
+    def revoke(self, token: str) -> None:
+        """Make a token one that nobody knows."""
+        (known,) = (known for known in self._acl("GET", "tokens") if self._secret(known) == token)
+        self._acl("DELETE", f"token/{known['AccessorID']}")
+
+    def _secret(self, known: dict[str, Any]) -> str:
+        return str(self._acl("GET", f"token/{known['AccessorID']}")["SecretID"])
+
+    def _acl(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        request = urllib.request.Request(
+            f"http://{self.host}:{self.port}/v1/acl/{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"X-Consul-Token": self.root},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return json.loads(response.read())

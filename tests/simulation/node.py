@@ -154,7 +154,7 @@ class Node(Victim):
     def _beat(self) -> None:
         while not self.dispatch.closed:
             self._beats.wait(self.heartbeat.step())
-        self.heartbeat._farewell = self.dispatch.ledger.hand_back
+        self.heartbeat._farewell = self.dispatch.hand_back
         self.heartbeat._leave()
         self._end()
 
