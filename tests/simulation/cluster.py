@@ -133,7 +133,7 @@ class Cluster:
         upto = min(self.next_episode_s, *(node.next_s() for node in self.nodes)) - 2 * _LOOK_S
         seconds = upto - self.world.time
         if seconds > 1.0 and seconds != float("inf"):
-            self.world.skipped += seconds
+            self.world.skip(seconds)
             for node in self.nodes:
                 node.skip(seconds)
             self.troubles.clear()
