@@ -69,14 +69,14 @@ def _calm(cluster: Cluster, until: float, faults: Sequence[str]) -> None:
 def _storm(cluster: Cluster, seconds: float, faults: Sequence[str], pause_s: float) -> None:
     world, random = cluster.world, cluster.world.random
     until = world.time + seconds
-    cluster.next_episode_s = until
     most = 12
     while world.time < until and most:
         most -= cluster.plan.kind != BUSY
         serving = cluster.serving
         if serving:
             FAULTS[random.choice(faults)](cluster, random.choice(serving))
-        cluster.run(world.time + random.expovariate(1 / pause_s))
+        cluster.next_episode_s = world.time + random.expovariate(1 / pause_s)
+        cluster.run(cluster.next_episode_s)
     cluster.next_episode_s = float("inf")
 
 

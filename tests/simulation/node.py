@@ -205,7 +205,7 @@ class Node(Victim):
         view, ledger = self.pool.view, self.dispatch.ledger
         settled = (
             not self.interrupts.holding and self.progress.ready and self.dispatch._outbox.open and self.pool.trusted()
-        )
+        ) and self.pool._time._step is None
         idle = not ledger.busy and not ledger.unread and not ledger._watched
         return settled and idle and view.alive.keys() == members and all(info.active for info in view.alive.values())
 
