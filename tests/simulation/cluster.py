@@ -135,7 +135,7 @@ class Cluster:
 
         The troubles of before are too long ago to matter from here on.
         """
-        upto = min(self.next_episode_s, *(node.next_s() for node in self.nodes)) - 2 * _LOOK_S
+        upto = min(self.next_episode_s, *(node.next_s() for node in self.nodes)) - _LOOK_S
         seconds = upto - self.world.time
         if seconds > 1.0 and seconds != float("inf"):
             self.world.skip(seconds)

@@ -18,6 +18,7 @@ from tests.simulation.world import World
 
 HOUR_S = 3600.0
 _POOL: dict[str, Any] = vars(node_pool)
+_ARCS = HashRing.arcs
 
 
 def live(
@@ -101,10 +102,11 @@ def _watched(world: World) -> Iterator[None]:
     logger.addHandler(errors)
     # A ring is a value; that all nodes are in one process here need not cost one ring each.
     _POOL["HashRing"] = lambda nodes=(): _ring(frozenset(nodes))
+    HashRing.arcs = _arcs  # type: ignore[method-assign]
     try:
         yield
     finally:
-        _POOL["HashRing"] = ring
+        _POOL["HashRing"], HashRing.arcs = ring, _ARCS  # type: ignore[method-assign]
         logger.removeHandler(errors)
         logger.setLevel(level)
         logger.propagate = propagate
@@ -113,3 +115,8 @@ def _watched(world: World) -> Iterator[None]:
 @lru_cache(maxsize=256)
 def _ring(nodes: frozenset[str]) -> HashRing:
     return HashRing(nodes)
+
+
+@lru_cache(maxsize=256)
+def _arcs(ring: HashRing, node: str) -> frozenset[tuple[int, int]]:
+    return frozenset(_ARCS(ring, node))
