@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
+from unittest.mock import patch
 
 import celery_distsched.node_pool as node_pool
 from celery_distsched.ring import HashRing
@@ -17,7 +18,6 @@ from tests.simulation.plan import BUSY, Plan
 from tests.simulation.world import World
 
 HOUR_S = 3600.0
-_POOL: dict[str, Any] = vars(node_pool)
 _ARCS = HashRing.arcs
 
 
@@ -96,24 +96,26 @@ class _Errors(logging.Handler):
 @contextmanager
 def _watched(world: World) -> Iterator[None]:
     logger, errors = logging.getLogger("celery_distsched"), _Errors(world)
-    level, propagate, ring = logger.level, logger.propagate, _POOL["HashRing"]
+    level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.ERROR)
     logger.propagate = False
     logger.addHandler(errors)
-    # A ring is a value; that all nodes are in one process here need not cost one ring each.
-    _POOL["HashRing"] = lambda nodes=(): _ring(frozenset(nodes))
-    HashRing.arcs = _arcs  # type: ignore[method-assign]
     try:
-        yield
+        # A ring is a value; that all nodes are in one process here need not cost one ring each.
+        with patch.object(node_pool, "HashRing", _ring), patch.object(HashRing, "arcs", _arcs):
+            yield
     finally:
-        _POOL["HashRing"], HashRing.arcs = ring, _ARCS  # type: ignore[method-assign]
         logger.removeHandler(errors)
         logger.setLevel(level)
         logger.propagate = propagate
 
 
+def _ring(nodes: Iterable[str] = ()) -> HashRing:
+    return _ring_of(frozenset(nodes))
+
+
 @lru_cache(maxsize=256)
-def _ring(nodes: frozenset[str]) -> HashRing:
+def _ring_of(nodes: frozenset[str]) -> HashRing:
     return HashRing(nodes)
 
 
