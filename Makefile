@@ -33,7 +33,7 @@ soak: .venv/.dev servers ## look for what grows in beats that live long; MINUTES
 	@exec .venv/bin/python -m tests.chaos.soak --minutes "$(MINUTES)" --report docs/soak.md
 
 simulate: .venv/.dev ## let simulated clusters live under faults; MINUTES=10 (default), SEED=0 to begin there
-	@exec .venv/bin/python -m tests.simulation --minutes "$(MINUTES)" --seed "$(or $(SEED),0)"
+	@exec .venv/bin/python -m tests.simulation --minutes "$(MINUTES)" --seed "$(or $(SEED),0)" --jobs "$$(nproc)"
 
 lint: .venv/.dev ## check style and format
 	@.venv/bin/ruff check .

@@ -39,6 +39,8 @@ class Cluster:
         self.nodes: list[Any] = []
         #: (node or None for all, from, until, what), on `World.now`.
         self.troubles: list[tuple[Any, float, float, str]] = []
+        #: When the last of them ends.
+        self.troubled_until = 0.0
         #: Until then nobody has to be in time, on `World.now`.
         self.unsettled_until = self.settings.node_ttl + 2
         #: When the next thing is to happen to the cluster, on `World.time`.
@@ -98,6 +100,7 @@ class Cluster:
         """Note that something happens to a node, or to all, for so long."""
         now = self.world.now
         self.troubles.append((node, now, now + seconds, what))
+        self.troubled_until = max(self.troubled_until, now + seconds)
         if settle_s is None or now < self.unsettled_until:
             # Troubles that overlap add up: one TTL until a death is seen, and one more where the observer was away.
             settle_s = 2 * self.settings.node_ttl + 2
@@ -114,14 +117,16 @@ class Cluster:
 
     def _look(self) -> None:
         self.promises.check_in_time()
-        if self.skips and self.world.now >= self.unsettled_until and self._quiet():
+        if self.skips and self.world.now >= self.troubled_until and self._quiet():
+            # Whoever looks like this has settled, and has to be in time from now on.
+            self.unsettled_until = min(self.unsettled_until, self.world.now)
             self._skip()
         self.world.after(_LOOK_S, self._look)
 
     def _quiet(self) -> bool:
         members = set(self.store.nodes)
         self.nodes = [node for node in self.nodes if node.process.alive]
-        if self.promises.unsettled or len(members) != len(self.nodes):
+        if not members or self.promises.unsettled or len(members) != len(self.nodes):
             return False
         return all(node.serves and node.quiet(members) for node in self.nodes)
 
@@ -130,10 +135,10 @@ class Cluster:
 
         The troubles of before are too long ago to matter from here on.
         """
-        upto = min(self.next_episode_s, *(node.next_s() for node in self.nodes)) - 2 * _LOOK_S
+        upto = min(self.next_episode_s, *(node.next_s() for node in self.nodes)) - _LOOK_S
         seconds = upto - self.world.time
         if seconds > 1.0 and seconds != float("inf"):
-            self.world.skipped += seconds
+            self.world.skip(seconds)
             for node in self.nodes:
                 node.skip(seconds)
             self.troubles.clear()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
+from unittest.mock import patch
 
 import celery_distsched.node_pool as node_pool
 from celery_distsched.ring import HashRing
@@ -17,7 +18,7 @@ from tests.simulation.plan import BUSY, Plan
 from tests.simulation.world import World
 
 HOUR_S = 3600.0
-_POOL: dict[str, Any] = vars(node_pool)
+_ARCS = HashRing.arcs
 
 
 def live(
@@ -69,14 +70,14 @@ def _calm(cluster: Cluster, until: float, faults: Sequence[str]) -> None:
 def _storm(cluster: Cluster, seconds: float, faults: Sequence[str], pause_s: float) -> None:
     world, random = cluster.world, cluster.world.random
     until = world.time + seconds
-    cluster.next_episode_s = until
     most = 12
     while world.time < until and most:
         most -= cluster.plan.kind != BUSY
         serving = cluster.serving
         if serving:
             FAULTS[random.choice(faults)](cluster, random.choice(serving))
-        cluster.run(world.time + random.expovariate(1 / pause_s))
+        cluster.next_episode_s = world.time + random.expovariate(1 / pause_s)
+        cluster.run(cluster.next_episode_s)
     cluster.next_episode_s = float("inf")
 
 
@@ -95,21 +96,29 @@ class _Errors(logging.Handler):
 @contextmanager
 def _watched(world: World) -> Iterator[None]:
     logger, errors = logging.getLogger("celery_distsched"), _Errors(world)
-    level, propagate, ring = logger.level, logger.propagate, _POOL["HashRing"]
+    level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.ERROR)
     logger.propagate = False
     logger.addHandler(errors)
-    # A ring is a value; that all nodes are in one process here need not cost one ring each.
-    _POOL["HashRing"] = lambda nodes=(): _ring(frozenset(nodes))
     try:
-        yield
+        # A ring is a value; that all nodes are in one process here need not cost one ring each.
+        with patch.object(node_pool, "HashRing", _ring), patch.object(HashRing, "arcs", _arcs):
+            yield
     finally:
-        _POOL["HashRing"] = ring
         logger.removeHandler(errors)
         logger.setLevel(level)
         logger.propagate = propagate
 
 
+def _ring(nodes: Iterable[str] = ()) -> HashRing:
+    return _ring_of(frozenset(nodes))
+
+
 @lru_cache(maxsize=256)
-def _ring(nodes: frozenset[str]) -> HashRing:
+def _ring_of(nodes: frozenset[str]) -> HashRing:
     return HashRing(nodes)
+
+
+@lru_cache(maxsize=256)
+def _arcs(ring: HashRing, node: str) -> frozenset[tuple[int, int]]:
+    return frozenset(_ARCS(ring, node))

@@ -208,7 +208,7 @@ class Node(Victim):
         view, ledger = self.pool.view, self.dispatch.ledger
         settled = (
             not self.interrupts.holding and self.progress.ready and self.dispatch._outbox.open and self.pool.trusted()
-        )
+        ) and self.pool._time._step is None
         idle = not ledger.busy and not ledger.unread and not ledger._watched
         return settled and idle and view.alive.keys() == members and all(info.active for info in view.alive.values())
 
@@ -220,8 +220,8 @@ class Node(Victim):
         return self.world.time + (next_us - now_us) / 1e6
 
     def skip(self, seconds: float) -> None:
-        """The calendar moves on between two heartbeats: cluster time is the one thing here that follows it."""
-        pool, time, moved_us = self.pool, self.pool._time, microseconds(seconds)
+        """The calendar moves on between two heartbeats: cluster time follows, and what is only remembered ages."""
+        pool, time, ledger, moved_us = self.pool, self.pool._time, self.dispatch.ledger, microseconds(seconds)
         time._store = None if time._store is None else time._store + moved_us
         time._walls = {node: deque((at + moved_us for at in walls), 20) for node, walls in time._walls.items()}
         time._peers = {node: at + moved_us for node, at in time._peers.items()}
@@ -232,3 +232,8 @@ class Node(Victim):
             time.offset_us += moved_us
         if pool.view.offset_us is not None:
             pool.view = replace(pool.view, offset_us=pool.view.offset_us + moved_us)
+        silent_since = self.clock.elapsed() - pool.ttl_s
+        pool._pulses = {
+            member: (pulse, at if at > silent_since else at - seconds) for member, (pulse, at) in pool._pulses.items()
+        }
+        ledger._memories = {name: (record, at - seconds) for name, (record, at) in ledger._memories.items()}

@@ -21,12 +21,12 @@ def test_nothing_is_taken_over_when_trust_has_run_out_while_reading() -> None:
     assert violation(114) is None
 
 
-def test_a_seed_decides_everything() -> None:
-    def outcome() -> dict[str, Any]:
-        (summary,) = simulate("--seed", "7", "--count", "1")
-        return {what: count for what, count in summary.items() if "CPU" not in what}
+def test_a_seed_decides_everything_whatever_process_it_runs_in() -> None:
+    def outcome(*words: str) -> dict[str, Any]:
+        (summary,) = simulate("--seed", "7", "--count", "4", "--hours", "6", *words)
+        return {what: count for what, count in summary.items() if "minute" not in what and "CPU" not in what}
 
-    assert outcome() == outcome()
+    assert outcome() == outcome("--jobs", "2")
 
 
 @pytest.mark.parametrize("rule", ["margin", "absence is death", "watches", "hand-over is no misfire"])

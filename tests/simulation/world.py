@@ -28,6 +28,8 @@ class World:
         self._events: list[tuple[float, int, Callable[..., object], Any]] = []
         self._count = 0
         self._loop: greenlet = getcurrent()
+        #: How far the loop is to go, on `now`.
+        self._until = 0.0
 
     @property
     def time(self) -> float:
@@ -51,14 +53,31 @@ class World:
     def run(self, until: float) -> None:
         """Let things happen until the calendar shows this time."""
         self._loop = getcurrent()
+        self._until = until - self.skipped
         events, pop = self._events, heapq.heappop
-        while events and events[0][0] + self.skipped <= until:
+        while events and events[0][0] <= self._until:
             self.now, _, what, args = pop(events)
             self.events += 1
             what(*args)
             if self.failure is not None:
                 raise self.failure
-        self.now = max(self.now, until - self.skipped)
+        self.now = max(self.now, self._until)
+
+    def skip(self, seconds: float) -> None:
+        """The calendar moves on, and nothing else."""
+        self.skipped += seconds
+        self._until -= seconds
+
+    def advance(self, when: float) -> bool:
+        """Go on to this time at once, if nothing else happens until then; says whether it did.
+
+        It is what the loop would do, without a way through it and back.
+        """
+        events = self._events
+        if when > self._until or self.failure is not None or (events and events[0][0] <= when):
+            return False
+        self.now = when
+        return True
 
     def pause(self) -> None:
         """Let the calling thread wait until somebody switches to it."""
@@ -97,9 +116,13 @@ class Thread:
             self.world.at(self.world.now, self._wake, self._turn)
 
     def sleep_here(self, seconds: float) -> None:
+        world, when = self.world, self.world.now + seconds
         self._turn += 1
-        self.world.at(self.world.now + seconds, self._wake, self._turn)
-        self.world.pause()
+        held_until = max(self.hangs_until, self.process.frozen_until)
+        if self.process.alive and when >= held_until and world.advance(when):
+            return
+        world.at(when, self._wake, self._turn)
+        world.pause()
 
     def _wake(self, turn: int) -> None:
         if turn != self._turn or not self.process.alive or self._greenlet.dead:
