@@ -185,7 +185,7 @@ class Ledger:
                 )
             return None
 
-    def _know(self, name: str, record: Record) -> None:
+    def _know(self, name: str, record: Record, *, news: bool = True) -> None:
         holding = self.holdings.setdefault(name, Holding())
         self.unread.discard(name)
         for instant in holding.learn(record, self.me):
@@ -197,7 +197,8 @@ class Ledger:
         if name in self.share:
             others = any(mark != self.me and instant not in holding.phases for instant, mark in record.open.items())
             (self._watched.add if others else self._watched.discard)(name)
-            self._news.append(name)
+            if news:
+                self._news.append(name)
         elif holding.idle:
             self._forget(name)
 
@@ -291,7 +292,8 @@ class Ledger:
                 holdings[name].unanswered = None
                 if answer.won:
                     self._won(name, holdings[name], move)
-                    self._know(name, move.new)
+                    # A mere confirm changes nothing of when the entry falls due.
+                    self._know(name, move.new, news=move.fenced or repeated)
                     continue
                 if repeated and answer.record is not None:
                     # The first attempt, which I was not told of, may be what stands in its own way.
