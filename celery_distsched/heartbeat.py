@@ -49,6 +49,8 @@ class Heartbeat:
         self._rejoin_after_tick = -1
         self._outage: str | None = None
         self._outage_at = float("-inf")
+        #: When the last outage was over.
+        self._answered_at = float("-inf")
         self._stalled = False
         #: Reported as dead; what cannot be removed is not reported again at each poll.
         self._buried: set[str] = set()
@@ -141,6 +143,7 @@ class Heartbeat:
         if self._outage and self._renewed_at > self._outage_at:
             logger.warning("the store answers again (%s)", self.driver.url.masked)
             self._outage = None
+            self._answered_at = self._clock.elapsed()
         if me is not None and not self._asked_for_warnings:
             self._asked_for_warnings = True
             self._pass_on_warnings()
@@ -164,12 +167,15 @@ class Heartbeat:
             logger.debug("the store could not be asked about itself: %s", exc)
 
     def _fit(self) -> bool:
-        stalled = self._clock.elapsed() - self._progress.at > self._stall_s
-        if stalled and not self._stalled and self._clock.elapsed() - self._progress.at > 2 * self._stall_s:
+        now = self._clock.elapsed()
+        stalled = now - self._progress.at > self._stall_s
+        # While the store is away the loop waits for it, for which enough has been said.
+        still_s = 0.0 if self._outage else now - max(self._progress.at, self._answered_at)
+        if stalled and not self._stalled and still_s > 2 * self._stall_s:
             self._stalled = True
             logger.warning(
                 "the scheduler loop has stood still for %.2g s: not renewing, so other nodes take over in %g s",
-                self._clock.elapsed() - self._progress.at,
+                now - self._progress.at,
                 self.pool.ttl_s,
             )
         elif not stalled and self._stalled:
@@ -202,6 +208,10 @@ class Heartbeat:
         self._refuse_strangers(alive)
         if self._ordinal is None:
             self._ordinal = free_ordinal(alive, self._host, self.pool.node_id)
+        if self._joins:
+            # A store that was away may still hold it: to the others that would be one more live node, with a share
+            # that nobody serves until it is dead.
+            self.driver.remove(f"{self.pool.node_id}#{self._joins}")
         self._joins += 1
         me = f"{self.pool.node_id}#{self._joins}"
         self._progress.ready = False

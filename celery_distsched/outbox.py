@@ -77,7 +77,9 @@ class Outbox:
         self._may_send = may_send
         self._fast_way = fast_way
         self._down_since: float | None = None
-        self._broker_backoff = Backoff(settings.node_ttl / 2)
+        #: For as long as this, at most, a broker is back and nobody has noticed.
+        self._longest_wait_s = min(settings.node_ttl / 2, 1.0)
+        self._broker_backoff = Backoff(self._longest_wait_s)
         self._entry_backoff: dict[str, Backoff] = {}
         #: A slice that is on its way: the instants of each entry, and what waits for the broker's answers.
         self._flight: tuple[Mapping[str, Sequence[int]], Callable[[], Mapping[str, Sequence[Outcome]]]] | None = None
@@ -203,5 +205,5 @@ class Outbox:
         self._down_since = now
         # A short outage is over before the membership runs out; a long one must not cost the share more than a TTL.
         self._progress.able = False
-        self._broker_backoff = Backoff(self._settings.node_ttl / 2)
+        self._broker_backoff = Backoff(self._longest_wait_s)
         self._broker_backoff.failed(now)

@@ -8,7 +8,7 @@ import pytest
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.drivers import StoreUrl
 from celery_distsched.drivers.memory import MemoryDriver
-from celery_distsched.errors import ConfigError, StoreUnavailable
+from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
 from celery_distsched.heartbeat import Heartbeat
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import Info, NodePool
@@ -144,6 +144,26 @@ def test_a_node_whose_loop_stands_still_falls_silent(node: Node) -> None:
     assert node.pool.trusted()
 
 
+def test_of_a_loop_that_waits_for_the_store_nothing_is_said_beside_the_outage(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.store.answers = False
+    node.beat(1.1)
+    node.beat(TTL_S, loops=False)
+    node.store.answers = True
+    # The call that the loop is in comes to its end a little later than the heartbeat's.
+    node.beat(0.5, loops=False)
+    node.beat(1)
+    assert "the store answers again" in caplog.text
+    assert "the scheduler loop" not in caplog.text
+    node.beat(2, loops=False)
+    node.beat(0.1)
+    assert [line for line in caplog.messages if "the scheduler loop" in line] == [
+        "the scheduler loop has stood still for 1.2 s: not renewing, so other nodes take over in 5 s",
+        "the scheduler loop moves again",
+    ]
+
+
 def test_a_node_that_cannot_reach_the_broker_falls_silent(node: Node) -> None:
     node.progress.able = False
     node.beat(TTL_S)
@@ -163,6 +183,20 @@ def test_a_node_that_is_thrown_out_joins_again_when_its_loop_has_gone_round(node
         assert node.pool.trusted() == (memberships[-1] is not None)
     assert memberships == [None, None, None, "me#2"]
     assert set(node.store.members()) == {"me#2"}
+
+
+def test_a_node_that_joins_anew_takes_its_old_membership_out(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an outage the store may still hold it: a live node, to all others, that serves no share."""
+
+    def refuse(membership: str, info: str) -> int:
+        raise LeaseLost(membership)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.store, "renew", refuse)
+        node.beat(TTL_S / 5 + 0.1)
+    assert node.pool.view.me == "me#2"
+    assert set(node.store.members()) == {"me#2"}
+    assert node.pool.view.ring.nodes == {"here/0"}
 
 
 def test_a_dead_nodes_membership_is_removed_before_its_share_moves(node: Node) -> None:
