@@ -163,12 +163,14 @@ class NodePool:
         if gap:
             since = now
             self._give_time(now)
+        # What has changed while nothing could be read may have been written at any time since: it does not tell the time.
+        dated = now - self.view.polled_at <= min(self.ttl_s / 5, 1.0)
         for membership, member in members.items():
             pulse, seen_at = self._pulses.get(membership, (None, now))
             if pulse != member.pulse:
                 seen_at = now
                 if (info := Info.parse(member.info)) is not None and membership != self._me:
-                    take_in = self._time.found if pulse is None else self._time.heard
+                    take_in = self._time.heard if dated and pulse is not None else self._time.found
                     take_in(membership, info.wall_us, info.cluster_us, now)
             self._pulses[membership] = (member.pulse, seen_at)
         for membership, (_, seen_at) in list(self._pulses.items()):

@@ -316,6 +316,31 @@ def test_the_time_of_a_live_node_is_taken_over_once_its_heartbeat_is_seen_to_cha
     assert off(pool, clock) == 0.0
 
 
+@pytest.mark.parametrize("store", [True, False])
+def test_a_heartbeat_that_was_written_while_nothing_could_be_read_does_not_say_what_time_it_is(
+    pool: NodePool, clock: VirtualClock, store: bool
+) -> None:
+    """The store is down soon after a node has joined: what it shows when it is back may be as old as the outage is long."""
+
+    def heartbeat(pulse: int, at: float) -> Member:
+        at_us = microseconds(EPOCH_S + at)
+        return member(pulse, Info("there", 0, "same", "cluster", True, at_us, cluster_us=at_us))
+
+    def renewed() -> None:
+        pool.renewed("me#1", clock.now, microseconds(EPOCH_S + clock.now) if store else None)
+
+    renewed()
+    pool.observe({"me#1": member(1, info("here")), "other#1": heartbeat(1, clock.now - 7)}, "same")
+    last_words_at = clock.now
+    clock.now += 26.7
+    renewed()
+    pool.observe({"me#1": member(2, info("here")), "other#1": heartbeat(2, last_words_at)}, "same")
+    assert pool.now_us() is None
+    clock.now += 0.25
+    pool.observe({"me#1": member(2, info("here")), "other#1": heartbeat(3, clock.now)}, "same")
+    assert off(pool, clock) == 0.0
+
+
 def test_a_heartbeat_that_agrees_with_the_stores_clock_is_believed_at_once(pool: NodePool, clock: VirtualClock) -> None:
     now_us = microseconds(EPOCH_S + clock.now)
     pool.renewed("me#1", clock.now, now_us)
