@@ -29,7 +29,17 @@ def test_a_seed_decides_everything_whatever_process_it_runs_in() -> None:
     assert outcome() == outcome("--jobs", "2")
 
 
-@pytest.mark.parametrize("rule", ["margin", "absence is death", "watches", "hand-over is no misfire"])
+@pytest.mark.parametrize("rule", ["margin", "watches", "hand-over is no misfire"])
 def test_a_rule_is_missed_when_it_is_switched_off(rule: str) -> None:
     (found,) = simulate("--teeth", "--only", rule, "--count", "20")
     assert found["broken"]
+
+
+def test_who_is_absent_is_robbed_where_absence_is_death() -> None:
+    """A membership that is evicted from the store, with marks that are open since the broker is away."""
+    faults = ("--faults", "evict", "stop_broker")
+    for seed in (3, 7):
+        assert violation(seed, *faults) is None
+        broken = violation(seed, *faults, "--without", "absence is death only after a TTL")
+        assert broken is not None
+        assert broken.startswith("trust: ")
