@@ -62,7 +62,7 @@ class Dispatch:
         self.closed = False
         #: A call that claims and pushes and is on its way: what it claims, and what waits for the answer.
         self._flight: tuple[Mapping[str, tuple[Move, Sequence[Push]]], Callable[[], Mapping[str, str]]] | None = None
-        self._agenda = Agenda(pool, settings)
+        self._agenda = Agenda(pool, settings, progress, clock)
         self.ledger = self._agenda.ledger = Ledger(
             driver,
             pool,
@@ -93,6 +93,8 @@ class Dispatch:
         self._clock = clock
         self._settings = settings
         self._places = Places.of(())
+        #: Entries of the share that have changed since it was last looked at.
+        self._changed: set[str] = set()
         self._followed: tuple[HashRing, str | None] | None = None
         self._trusted_until = float("-inf")
         self._driver = driver
@@ -100,8 +102,12 @@ class Dispatch:
 
     def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
         """Take on a schedule; what is known of its entries stays known."""
+        before, share = self._agenda.entries, self._agenda.share
         self._agenda.entries = entries
-        self._places = Places.of(entries)
+        removed, added = before.keys() - entries.keys(), entries.keys() - before.keys()
+        if removed or added:
+            self._places = self._places.changed(removed, self._progress.along(added, self._clock))
+        self._changed |= {name for name in share & entries.keys() if before.get(name) is not entries[name]}
         self._followed = None
         if self._fast_way is not None:
             self._fast_way.set_entries(entries)
@@ -152,7 +158,6 @@ class Dispatch:
         self._trusted_until = view.trusted_until
         if self._followed == (view.ring, view.place):
             return
-        another_schedule = self._followed is None
         if self._followed is None:
             share = self._places.share(view.ring, view.place)
             gained, lost = share - self._agenda.share, self._agenda.share - share
@@ -161,8 +166,8 @@ class Dispatch:
         self._followed = (view.ring, view.place)
         self._agenda.move(gained, lost)
         self.ledger.own(self._agenda.share, gained, lost)
-        if another_schedule:
-            self._agenda.schedule(self._agenda.share - gained)
+        self._agenda.schedule((self._agenda.share & self._changed) - gained)
+        self._changed = set()
         nodes = ", ".join(sorted(view.ring.nodes))
         logger.info("%d of %d entries are mine; nodes: %s", len(self._agenda.share), len(self._agenda.entries), nodes)
 

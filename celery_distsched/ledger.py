@@ -113,7 +113,7 @@ class Ledger:
         """Take on a share: read what is gained before anything else, forget what is lost and not in my hands."""
         self.share = share
         self.unread.update(gained)
-        for name in lost:
+        for name in self._progress.along(lost, self._clock):
             self._watched.discard(name)
             if name not in self.busy:
                 self._forget(name)
@@ -129,7 +129,9 @@ class Ledger:
 
     def read(self, names: Iterable[str]) -> None:
         """Read these records, and create those that there are none of: the one anchor of each entry."""
-        answered = (name for name in names if name not in self.holdings or self.holdings[name].unanswered is None)
+        # In order, since a store keeps neighbours together: of SQLite's pages a batch of new records changes a few, and
+        # not nearly all.
+        answered = sorted(name for name in names if self.answered(name))
         for batch in batches(answered, self._driver.max_batch):
             records = self._driver.read(batch)
             self._progress.at = self._clock.elapsed()
@@ -186,7 +188,9 @@ class Ledger:
             return None
 
     def _know(self, name: str, record: Record, *, news: bool = True) -> None:
-        holding = self.holdings.setdefault(name, Holding())
+        holding = self.holdings.get(name)
+        if holding is None:
+            holding = self.holdings[name] = Holding()
         self.unread.discard(name)
         for instant in holding.learn(record, self.me):
             logger.warning("entry %r, instant %s: taken over by %s", name, iso(instant), record.open[instant])
@@ -195,7 +199,9 @@ class Ledger:
         else:
             self.busy.add(name)
         if name in self.share:
-            others = any(mark != self.me and instant not in holding.phases for instant, mark in record.open.items())
+            others = record.open and any(
+                mark != self.me and instant not in holding.phases for instant, mark in record.open.items()
+            )
             (self._watched.add if others else self._watched.discard)(name)
             if news:
                 self._news.append(name)
@@ -234,7 +240,9 @@ class Ledger:
         holding = self.holdings.get(name)
         if holding is not None and holding.record is not None:
             return holding.record
-        record, at = self._memories.get(name, (None, 0.0))
+        if name not in self._memories:
+            return None
+        record, at = self._memories[name]
         return record if self._clock.elapsed() - at < _REMEMBER_S else None
 
     def answered(self, name: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
+import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,38 @@ from celery_distsched.timetable import Timetable
 from tests.scheduler.cluster import HOURLY, Cluster, until
 
 _ENTRIES = {f"entry-{number}": HOURLY for number in range(2_000)}
+
+
+def test_an_entry_takes_little_memory(cluster: Cluster) -> None:
+    def held(size: int) -> int:
+        beat = cluster.beat({f"entry-{number}": HOURLY for number in range(size)})
+        gc.collect()
+        tracemalloc.start()
+        try:
+            beat.tick_until(lambda: beat.ready)
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+            beat.close()
+
+    held(100)
+    # Beside Celery's own entries, which are made before.
+    assert (held(12_000) - held(2_000)) / 10_000 < 520
+
+
+def test_records_are_read_in_order(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New ones in any order would change nearly all pages of a database, batch after batch."""
+    beat, batches = cluster.beat(_ENTRIES), list[list[str]]()
+    read = beat.scheduler.driver.read
+
+    def noted(names: list[str]) -> Any:
+        batches.append(names)
+        return read(names)
+
+    monkeypatch.setattr(beat.scheduler.driver, "read", noted)
+    beat.tick_until(lambda: beat.ready)
+    assert [name for batch in batches if len(batch) > 1 for name in batch] == sorted(_ENTRIES)
 
 
 def test_an_idle_tick_walks_through_nothing_that_was_large_once(cluster: Cluster) -> None:
