@@ -39,6 +39,10 @@ _LARGE_SLICE = 500
 _FAST_SLICE = 1000
 #: Longest time between two ticks, in seconds: Celery's service sleeps without an ear for anything.
 _LONGEST_SLEEP_S = 0.2
+#: The same while entries are still looked at, a few in each tick.
+_SURVEYING_SLEEP_S = 0.02
+#: Seconds between two looks at the ways that messages may go, while nothing is due.
+_LOOK_S = 1.0
 #: Longest burst of claims within one tick, in seconds.
 _LONGEST_BURST_S = 0.5
 
@@ -98,6 +102,7 @@ class Dispatch:
         self._followed: tuple[HashRing, str | None] | None = None
         self._trusted_until = float("-inf")
         self._driver = driver
+        self._look_at = float("-inf")
         self._store_loss = StoreLoss(driver, self.ledger, pool, progress, clock, lambda: self._agenda.entries)
 
     def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
@@ -144,11 +149,27 @@ class Dispatch:
             ledger.take_over()
             self._progress.ready = not ledger.unread or bool(ledger.suspicious)
         outbox.reopen()
-        outbox.send(ledger.busy, self._confirm)
+        if ledger.busy:
+            outbox.send(ledger.busy, self._confirm)
         outbox.land()
-        if settled:
+        if settled and self._is_due():
             self._claim_and_send()
+        elif settled:
+            self._look_ahead()
         self._confirm()
+
+    def _is_due(self) -> bool:
+        at_us = self._agenda.timetable.next_us()
+        return at_us is not None and at_us <= self._agenda.now_us()
+
+    def _look_ahead(self) -> None:
+        """Find out, before anything is due, which way messages go. That takes longer than all else of an idle tick."""
+        now = self._clock.elapsed()
+        if self._fast_way is None or not self._outbox.open or not self._may_go_on():
+            return
+        if now >= self._look_at or self._fast_way.surveying:
+            self._look_at = now + _LOOK_S
+            self._fast_way.same_redis(now)
 
     def _follow(self, view: View) -> None:
         """Take in a new membership of mine, a new ring, or a new schedule."""
@@ -282,9 +303,11 @@ class Dispatch:
         if not self._pool.trusted() or self.ledger.unread:
             return 0.05
         at_us = self._agenda.timetable.next_us()
+        surveying = self._fast_way is not None and self._fast_way.surveying
+        longest_s = _SURVEYING_SLEEP_S if surveying else _LONGEST_SLEEP_S
         if at_us is None or not self._outbox.open:
-            return _LONGEST_SLEEP_S
-        return min(max((at_us - self._agenda.now_us()) / 1e6, 0.0), _LONGEST_SLEEP_S)
+            return longest_s
+        return min(max((at_us - self._agenda.now_us()) / 1e6, 0.0), longest_s)
 
 
 def _nothing(name: str) -> bool:

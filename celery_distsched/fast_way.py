@@ -30,8 +30,12 @@ logger = logging.getLogger(__name__)
 
 #: Seconds until a broker that was no help is looked at again.
 _LOOK_AGAIN_S = 1.0
-#: Longest time, in seconds, that one look may spend on finding out which way each entry goes.
-_SURVEY_S = 0.05
+#: Longest time, in seconds, that one look may spend on finding out which way each entry goes, and from that look to the
+#: next that does: what is due meanwhile gets four fifths of the time.
+_SURVEY_S = 0.005
+_SURVEY_AGAIN_S = 0.025
+#: Entries looked at before the time is: a few milliseconds, if no two are alike.
+_AT_A_TIME = 5
 #: Bytes in one call to a server: it does nothing else meanwhile.
 CALL_BYTES = 1_000_000
 
@@ -51,6 +55,7 @@ class FastWay:
         self._entries: Mapping[str, PlannedEntry] = {}
         self._said: Any = self
         self._survey: Iterator[None] | None = None
+        self._survey_at = float("-inf")
         self._noted = (0, as_datetime(0))
 
     def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
@@ -78,7 +83,8 @@ class FastWay:
             if lane is None and why_not != _NOT_CONNECTED:
                 count = len(self._entries)
                 logger.info("%s, for all of %d entries, since %s", _ONE_BY_ONE, count, why_not)
-        if self._survey is not None:
+        if self._survey is not None and now >= self._survey_at:
+            self._survey_at = now + _SURVEY_AGAIN_S
             until = time.perf_counter() + _SURVEY_S
             while self._survey is not None and time.perf_counter() < until:
                 self._survey = self._survey if next(self._survey, self) is not self else None
@@ -149,10 +155,12 @@ class FastWay:
     def _say(self, what: str, why_so: str) -> Iterator[None]:
         """Look at each entry, a few at a time, and then say how many go this way."""
         entries, reasons, publisher = self._entries, Counter[str](), self._publisher
-        planned = iter(list(entries.values()))
-        while publisher is not None and (some := list(islice(planned, 20))):
-            reasons.update(why for one in some if (why := publisher.why_not(one)) is not None)
-            yield
+        for number, one in enumerate(list(entries.values())):
+            if number and not number % _AT_A_TIME:
+                yield
+            why = publisher.why_not(one) if publisher is not None else None
+            if why is not None:
+                reasons[why] += 1
         others = sum(reasons.values())
         logger.info(
             "%s, for %d of %d entries, since %s%s%s",
