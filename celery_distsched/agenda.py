@@ -61,10 +61,10 @@ class Agenda:
             raise AssertionError("there is no cluster time before the first join")
         return now
 
-    def move(self, gained: Set[str], lost: Set[str]) -> None:
+    def move(self, gained: set[str], lost: Set[str]) -> None:
         """Take these into the share, and drop those."""
-        self.share -= lost
-        self.share |= gained
+        # With many entries a copy of an empty share's gain would be the largest thing that is made and thrown away.
+        self.share = self.share - lost | gained if self.share else gained
         for name in self._progress.along(lost, self._clock):
             self.timetable.drop(name)
 

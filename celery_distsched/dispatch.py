@@ -181,7 +181,8 @@ class Dispatch:
             return
         if self._followed is None:
             share = self._places.share(view.ring, view.place)
-            gained, lost = share - self._agenda.share, self._agenda.share - share
+            mine = self._agenda.share
+            gained, lost = share - mine if mine else share, mine - share
         else:
             gained, lost = self._places.moved(*self._followed, view.ring, view.place)
         self._followed = (view.ring, view.place)

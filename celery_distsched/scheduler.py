@@ -315,9 +315,12 @@ class _Node:
     def take_on(self, planned: Mapping[str, PlannedEntry], version: int) -> None:
         """Work by this schedule from now on, and tell the others which entries it has."""
         self.planned_version = version
-        versions = "\0".join(f"{name}\0{planned[name].fingerprint}" for name in self.along(sorted(planned)))
-        self.heartbeat.names = tuple(planned)
-        self.heartbeat.digest = blake2b(versions.encode(), digest_size=16).hexdigest()
+        digest, between = blake2b(digest_size=16), ""
+        for name in self.along(sorted(planned)):
+            digest.update(f"{between}{name}\0{planned[name].fingerprint}".encode())
+            between = "\0"
+        self.heartbeat.names = planned
+        self.heartbeat.digest = digest.hexdigest()
         self.dispatch.set_entries(planned)
         self._progress.at = self._clock.elapsed()
 
