@@ -14,6 +14,7 @@ from celery_distsched.entries import PlannedEntry
 from celery_distsched.holding import Move, Phase
 from celery_distsched.instants import Due, Rule, ask, due, jitter
 from celery_distsched.ledger import Ledger
+from celery_distsched.many_lines import ManyLines
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
 from celery_distsched.record import MAX_OPEN, Record, Version, may_claim, version_of
@@ -40,6 +41,8 @@ class Agenda:
         #: Names of the entries that are mine.
         self.share: set[str] = set()
         self.timetable = Timetable()
+        #: Of single entries; summed up at the end of a tick.
+        self.lines = ManyLines(logger)
         self._pool = pool
         self._settings = settings
         self._progress = progress
@@ -235,7 +238,9 @@ class Agenda:
     def _report_future(self, name: str, last: int) -> None:
         if name not in self._reported:
             self._reported.add(name)
-            logger.error(
+            self.lines.say(
+                logging.ERROR,
+                "entries with a record that is still to come: they do not run before then",
                 "entry %r: its record says that it ran at %s, which is still to come: it does not run before then. If a"
                 " clock was wrong, stop all beats and remove its record from the store",
                 name,

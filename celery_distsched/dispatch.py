@@ -129,6 +129,8 @@ class Dispatch:
             except (StoreUnavailable, LeaseLost) as exc:
                 # The heartbeat meets the same store; it reports the outage, once, and its end.
                 logger.debug("this tick ends early: %s", exc)
+            self.ledger.lines.sum_up()
+            self._agenda.lines.sum_up()
             self._progress.ticks += 1
             self._progress.at = self._clock.elapsed()
         return self._seconds_to_next()

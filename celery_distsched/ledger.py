@@ -15,6 +15,7 @@ from celery_distsched.clock import Clock, iso
 from celery_distsched.drivers.base import Answer, Claim, Driver, Push, Pushing, PushRefused, Swap
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.holding import Holding, Move
+from celery_distsched.many_lines import ManyLines
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
 from celery_distsched.record import HANDED_BACK, Record, Version, node_of
@@ -73,6 +74,8 @@ class Ledger:
         self.suspicious = ""
         #: Until then, on `Clock.elapsed`, what is not in the store is not taken for new.
         self.anchor_from = float("-inf")
+        #: Of single entries; summed up at the end of a tick.
+        self.lines = ManyLines(logger)
         self._driver = driver
         self._pool = pool
         self._progress = progress
@@ -193,7 +196,10 @@ class Ledger:
             holding = self.holdings[name] = Holding()
         self.unread.discard(name)
         for instant in holding.learn(record, self.me):
-            logger.warning("entry %r, instant %s: taken over by %s", name, iso(instant), record.open[instant])
+            self.lines.say(
+                logging.WARNING, "runs of this node taken over by others",
+                "entry %r, instant %s: taken over by %s", name, iso(instant), record.open[instant],
+            )  # fmt: skip
         if holding.idle:
             self.busy.discard(name)
         else:
@@ -428,17 +434,26 @@ class Ledger:
         for instant, mark in move.taken.items():
             holding.phases.pop(instant, None)
             if mark == HANDED_BACK:
-                logger.info("entry %r, instant %s: handed over by a node that left; sending it", name, iso(instant))
+                self.lines.say(
+                    logging.INFO, "runs handed over by nodes that left; sending them",
+                    "entry %r, instant %s: handed over by a node that left; sending it", name, iso(instant),
+                )  # fmt: skip
                 continue
             if node_of(mark) == node_of(self.me):
                 # My own, of an older membership: I know how often I have sent it.
                 continue
             holding.attempts[instant] = max(1, holding.attempts.get(instant, 0))
             self.counts["taken over"] += 1
-            logger.warning("entry %r, instant %s: taken over from %s; sending it again", name, iso(instant), mark)
+            self.lines.say(
+                logging.WARNING, "runs taken over from dead nodes; sending them again",
+                "entry %r, instant %s: taken over from %s; sending it again", name, iso(instant), mark,
+            )  # fmt: skip
         if move.skipped:
             self.counts["skipped"] += move.skipped
-            logger.warning("entry %r: %d missed runs skipped, as its catch-up policy says", name, move.skipped)
+            self.lines.say(
+                logging.WARNING, "entries of which missed runs were skipped, as their catch-up policies say",
+                "entry %r: %d missed runs skipped, as its catch-up policy says", name, move.skipped,
+            )  # fmt: skip
 
     def _count_dropped(self, moves: Mapping[str, Move], why: str = "") -> None:
         """Count runs before the swap that drops their marks: if its answer is lost, nobody else can tell."""
@@ -457,7 +472,10 @@ class Ledger:
     def possibly_lost(self, name: str, instant: int, why: str) -> None:
         """Count and report a run of which nobody knows whether it was sent, and which nobody will send again."""
         self.counts["possibly lost"] += 1
-        logger.error("entry %r, instant %s: possibly lost (%s): it is not sent again", name, iso(instant), why)
+        self.lines.say(
+            logging.ERROR, "runs possibly lost: they are not sent again",
+            "entry %r, instant %s: possibly lost (%s): it is not sent again", name, iso(instant), why,
+        )  # fmt: skip
 
     # Farewell
 
@@ -471,6 +489,7 @@ class Ledger:
         for _ in range(3):
             for batch in batches(waiting, self._driver.max_batch):
                 waiting -= self._handed_back(batch, heirless)
+        self.lines.sum_up()
 
     def _handed_back(self, names: list[str], heirless: Callable[[str], bool]) -> set[str]:
         """Try to hand these back; returns those with nothing left to do."""
