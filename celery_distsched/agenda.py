@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 
-from celery_distsched.clock import iso, microseconds
+from celery_distsched.clock import Clock, iso, microseconds
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.holding import Move, Phase
 from celery_distsched.instants import Due, Rule, ask, due, jitter
 from celery_distsched.ledger import Ledger
+from celery_distsched.many_lines import ManyLines
 from celery_distsched.node_pool import NodePool
-from celery_distsched.record import MAX_OPEN, Record, Version, may_claim
+from celery_distsched.progress import Progress
+from celery_distsched.record import MAX_OPEN, Record, Version, may_claim, version_of
 from celery_distsched.schedule_epoch import ScheduleEpoch
 from celery_distsched.settings import Settings
 from celery_distsched.timetable import Timetable
@@ -34,15 +36,20 @@ class Agenda:
     #: Set as soon as there is one: it asks this agenda for first records, and tells it of what it learns.
     ledger: Ledger
 
-    def __init__(self, pool: NodePool, settings: Settings) -> None:
+    def __init__(self, pool: NodePool, settings: Settings, progress: Progress, clock: Clock) -> None:
         self.entries: Mapping[str, PlannedEntry] = {}
         #: Names of the entries that are mine.
         self.share: set[str] = set()
         self.timetable = Timetable()
+        #: Of single entries; summed up at the end of a tick.
+        self.lines = ManyLines(logger)
         self._pool = pool
         self._settings = settings
+        self._progress = progress
+        self._clock = clock
         self._hand_over_us = microseconds(settings.hand_over_s)
         self._schedule_epoch = ScheduleEpoch(0, "")
+        self._away_before_us = -self._hand_over_us
         self._epochs: Collection[int] = ()
         #: Entries of my share of which a live node has a newer version.
         self._yielded: set[str] = set()
@@ -57,19 +64,21 @@ class Agenda:
             raise AssertionError("there is no cluster time before the first join")
         return now
 
-    def move(self, gained: Set[str], lost: Set[str]) -> None:
+    def move(self, gained: set[str], lost: Set[str]) -> None:
         """Take these into the share, and drop those."""
-        self.share -= lost
-        self.share |= gained
-        for name in lost:
+        # With many entries a copy of an empty share's gain would be the largest thing that is made and thrown away.
+        self.share = self.share - lost | gained if self.share else gained
+        for name in self._progress.along(lost, self._clock):
             self.timetable.drop(name)
 
     def follow_epochs(self, mine: ScheduleEpoch, live: Collection[int]) -> None:
         """Take in which schedules are alive: of an entry the newest version runs."""
         if (self._schedule_epoch, self._epochs) == (mine, live):
             return
-        look_again = self._yielded if self._schedule_epoch == mine else self.share
+        # Of what has not been read yet nothing is said before it is.
+        look_again = self._yielded if self._schedule_epoch == mine else self.share - self.ledger.unread
         self._schedule_epoch, self._epochs = mine, live
+        self._away_before_us = mine.since_us - self._hand_over_us
         self.schedule(list(look_again))
 
     def _version(self, planned: PlannedEntry, known: Version | None = None) -> Version:
@@ -77,7 +86,7 @@ class Agenda:
         epoch = self._schedule_epoch.epoch
         if known is not None and known.fingerprint == planned.fingerprint and known.epoch == epoch:
             return known
-        return Version(planned.fingerprint, epoch)
+        return version_of(planned.fingerprint, epoch)
 
     # What is due
 
@@ -159,9 +168,8 @@ class Agenda:
 
     def _is_back(self, name: str, record: Record) -> bool:
         """Whether an entry was away, removed by a deploy, and has come back with the schedule of this node."""
-        schedule = self._schedule_epoch
         # What is as young as a hand-over has not been away.
-        return record.last < schedule.since_us - self._hand_over_us and schedule.is_back(name)
+        return record.last < self._away_before_us and self._schedule_epoch.is_back(name)
 
     def may_take(self, name: str) -> bool:
         planned, holding = self.entries.get(name), self.ledger.holdings.get(name)
@@ -176,7 +184,7 @@ class Agenda:
     def schedule(self, names: Iterable[str]) -> None:
         """Note when these entries fall due next, those of them that are mine."""
         now = self.now_us()
-        for name in names:
+        for name in self._progress.along(names, self._clock):
             self._schedule(name, now)
 
     def _schedule(self, name: str, now: int) -> None:
@@ -184,13 +192,15 @@ class Agenda:
         if planned is None or holding is None or (record := holding.record) is None or name not in self.share:
             self.timetable.drop(name)
             return
-        if not may_claim(record.version, self._version(planned, record.version), self._epochs):
+        version = record.version
+        same = version is None or version.fingerprint == planned.fingerprint
+        if not same and not may_claim(version, self._version(planned), self._epochs):
             self._yield(name)
             return
         self._yielded.discard(name)
         if record.last > now + self._hand_over_us:
             self._report_future(name, record.last)
-        if planned.rule is None or self._ready(planned, record, now) is not record:
+        if planned.rule is None or not same or record.paused is planned.enabled or self._is_back(name, record):
             self.timetable.set(name, now)
         elif not planned.enabled:
             self.timetable.drop(name)
@@ -199,7 +209,7 @@ class Agenda:
                 after = planned.rule.after(record.last)
                 if after is None:
                     after = now + microseconds(_LOOK_AGAIN_S)
-                if planned.jitter_s:
+                elif planned.jitter_s:
                     after += self._jitter_of(planned)(after)
                 self.timetable.set(name, after)
             except Exception as exc:  # noqa: BLE001  (one bad schedule must not stop the others)
@@ -228,7 +238,9 @@ class Agenda:
     def _report_future(self, name: str, last: int) -> None:
         if name not in self._reported:
             self._reported.add(name)
-            logger.error(
+            self.lines.say(
+                logging.ERROR,
+                "entries with a record that is still to come: they do not run before then",
                 "entry %r: its record says that it ran at %s, which is still to come: it does not run before then. If a"
                 " clock was wrong, stop all beats and remove its record from the store",
                 name,

@@ -39,6 +39,10 @@ _LARGE_SLICE = 500
 _FAST_SLICE = 1000
 #: Longest time between two ticks, in seconds: Celery's service sleeps without an ear for anything.
 _LONGEST_SLEEP_S = 0.2
+#: The same while entries are still looked at, a few in each tick.
+_SURVEYING_SLEEP_S = 0.02
+#: Seconds between two looks at the ways that messages may go, while nothing is due.
+_LOOK_S = 1.0
 #: Longest burst of claims within one tick, in seconds.
 _LONGEST_BURST_S = 0.5
 
@@ -62,7 +66,7 @@ class Dispatch:
         self.closed = False
         #: A call that claims and pushes and is on its way: what it claims, and what waits for the answer.
         self._flight: tuple[Mapping[str, tuple[Move, Sequence[Push]]], Callable[[], Mapping[str, str]]] | None = None
-        self._agenda = Agenda(pool, settings)
+        self._agenda = Agenda(pool, settings, progress, clock)
         self.ledger = self._agenda.ledger = Ledger(
             driver,
             pool,
@@ -93,15 +97,22 @@ class Dispatch:
         self._clock = clock
         self._settings = settings
         self._places = Places.of(())
+        #: Entries of the share that have changed since it was last looked at.
+        self._changed: set[str] = set()
         self._followed: tuple[HashRing, str | None] | None = None
         self._trusted_until = float("-inf")
         self._driver = driver
+        self._look_at = float("-inf")
         self._store_loss = StoreLoss(driver, self.ledger, pool, progress, clock, lambda: self._agenda.entries)
 
     def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
         """Take on a schedule; what is known of its entries stays known."""
+        before, share = self._agenda.entries, self._agenda.share
         self._agenda.entries = entries
-        self._places = Places.of(entries)
+        removed, added = before.keys() - entries.keys(), entries.keys() - before.keys()
+        if removed or added:
+            self._places = self._places.changed(removed, self._progress.along(added, self._clock))
+        self._changed |= {name for name in share & entries.keys() if before.get(name) is not entries[name]}
         self._followed = None
         if self._fast_way is not None:
             self._fast_way.set_entries(entries)
@@ -118,6 +129,8 @@ class Dispatch:
             except (StoreUnavailable, LeaseLost) as exc:
                 # The heartbeat meets the same store; it reports the outage, once, and its end.
                 logger.debug("this tick ends early: %s", exc)
+            self.ledger.lines.sum_up()
+            self._agenda.lines.sum_up()
             self._progress.ticks += 1
             self._progress.at = self._clock.elapsed()
         return self._seconds_to_next()
@@ -138,11 +151,27 @@ class Dispatch:
             ledger.take_over()
             self._progress.ready = not ledger.unread or bool(ledger.suspicious)
         outbox.reopen()
-        outbox.send(ledger.busy, self._confirm)
+        if ledger.busy:
+            outbox.send(ledger.busy, self._confirm)
         outbox.land()
-        if settled:
+        if settled and self._is_due():
             self._claim_and_send()
+        elif settled:
+            self._look_ahead()
         self._confirm()
+
+    def _is_due(self) -> bool:
+        at_us = self._agenda.timetable.next_us()
+        return at_us is not None and at_us <= self._agenda.now_us()
+
+    def _look_ahead(self) -> None:
+        """Find out, before anything is due, which way messages go. That takes longer than all else of an idle tick."""
+        now = self._clock.elapsed()
+        if self._fast_way is None or not self._outbox.open or not self._may_go_on():
+            return
+        if now >= self._look_at or self._fast_way.surveying:
+            self._look_at = now + _LOOK_S
+            self._fast_way.same_redis(now)
 
     def _follow(self, view: View) -> None:
         """Take in a new membership of mine, a new ring, or a new schedule."""
@@ -152,17 +181,17 @@ class Dispatch:
         self._trusted_until = view.trusted_until
         if self._followed == (view.ring, view.place):
             return
-        another_schedule = self._followed is None
         if self._followed is None:
             share = self._places.share(view.ring, view.place)
-            gained, lost = share - self._agenda.share, self._agenda.share - share
+            mine = self._agenda.share
+            gained, lost = share - mine if mine else share, mine - share
         else:
             gained, lost = self._places.moved(*self._followed, view.ring, view.place)
         self._followed = (view.ring, view.place)
         self._agenda.move(gained, lost)
         self.ledger.own(self._agenda.share, gained, lost)
-        if another_schedule:
-            self._agenda.schedule(self._agenda.share - gained)
+        self._agenda.schedule((self._agenda.share & self._changed) - gained)
+        self._changed = set()
         nodes = ", ".join(sorted(view.ring.nodes))
         logger.info("%d of %d entries are mine; nodes: %s", len(self._agenda.share), len(self._agenda.entries), nodes)
 
@@ -277,9 +306,11 @@ class Dispatch:
         if not self._pool.trusted() or self.ledger.unread:
             return 0.05
         at_us = self._agenda.timetable.next_us()
+        surveying = self._fast_way is not None and self._fast_way.surveying
+        longest_s = _SURVEYING_SLEEP_S if surveying else _LONGEST_SLEEP_S
         if at_us is None or not self._outbox.open:
-            return _LONGEST_SLEEP_S
-        return min(max((at_us - self._agenda.now_us()) / 1e6, 0.0), _LONGEST_SLEEP_S)
+            return longest_s
+        return min(max((at_us - self._agenda.now_us()) / 1e6, 0.0), longest_s)
 
 
 def _nothing(name: str) -> bool:

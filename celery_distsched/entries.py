@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 #: Our keys of an entry, each with its check.
 _CHECKS = {"catch_up": one_of(*CATCH_UPS), "catch_up_window": seconds, "enabled": truth, "jitter": not_negative}
+_OURS = frozenset(_CHECKS)
 _CELERY_KEYS = ("task", "schedule", "args", "kwargs", "options", "relative")
 _ACCEPTED = frozenset((*_CELERY_KEYS, "app", "last_run_at", "total_run_count"))
 #: What nearly every entry has of our keys.
@@ -50,8 +52,8 @@ class PlannedEntry:
     fingerprint: str = "0"
 
 
-def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) -> Any:
-    """Return the Celery entry for one item of ``beat_schedule``, our own keys taken out and kept beside it.
+def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Return the Celery entry for one item of ``beat_schedule``, and our own keys that were in it.
 
     Raises:
         ConfigError: The entry cannot work; the message says why and how to mend it.
@@ -61,22 +63,21 @@ def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) 
     celery_keys, ours = dict(given), dict[str, Any]()
     celery_keys.pop("name", None)
     for key in ("kwargs", "options"):
-        if not isinstance(celery_keys.get(key) or {}, Mapping):
-            raise ConfigError(f"{key!r} is {celery_keys[key]!r}: a dict was expected")
-    options = dict(celery_keys.get("options") or {})
-    # `app.add_periodic_task(…, catch_up="all")` puts what it does not know into the options.
-    for place in (celery_keys, options):
-        for key in _CHECKS.keys() & place.keys():
-            ours[key] = place.pop(key)
-    celery_keys["options"] = options
+        if (value := celery_keys.get(key)) and not isinstance(value, Mapping):
+            raise ConfigError(f"{key!r} is {value!r}: a dict was expected")
+    _move_ours(celery_keys, ours)
+    if options := celery_keys.get("options"):
+        # `app.add_periodic_task(…, catch_up="all")` puts what it does not know into the options.
+        celery_keys["options"] = options = dict(options)
+        _move_ours(options, ours)
     ours.update(settings.entries.get(name, _NONE))
-    if not celery_keys.keys() <= _ACCEPTED:
+    if not _ACCEPTED.issuperset(celery_keys):
         raise _unknown(next(key for key in celery_keys if key not in _ACCEPTED), (*_CELERY_KEYS, *_CHECKS))
     if not ours.keys() <= _CHECKS.keys():
         raise _unknown(next(key for key in ours if key not in _CHECKS), tuple(_CHECKS), " in distsched_entries")
     if name.startswith(RESERVED):
         raise ConfigError("its name begins with a NUL, which is for the scheduler's own records: give it another")
-    if not name or _ADDRESS.search(name):
+    if not name or ("0x" in name and _ADDRESS.search(name)):
         raise ConfigError(
             "the name is different in each process, so no two beats would agree on it: give the entry one of its own,"
             " as in app.add_periodic_task(10.0, task.s(…), name='refresh')"
@@ -90,51 +91,88 @@ def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) 
             f"its schedule is the text {celery_keys['schedule']!r}: write crontab(…), or cron(…) around it"
         )
     try:
+        if type(celery_keys["schedule"]) in (int, float):
+            celery_keys["schedule"] = _interval(celery_keys["schedule"])
         entry = of(**celery_keys, name=name, app=app)
         _check_serializable(entry, app)
     except ConfigError:
         raise
     except Exception as exc:
         raise ConfigError(f"{type(exc).__name__}: {exc}") from exc
-    if ours:
-        entry.distsched = ours
-    return entry
+    return entry, ours or _NONE
 
 
-def plan(entry: ScheduleEntry, app: Celery, settings: Settings) -> PlannedEntry:
-    """Work out how an entry is to be run; raises `ConfigError`."""
+# What Celery makes of a number; many entries share it.
+@lru_cache(maxsize=256)
+def _interval(seconds: float) -> timedelta:
+    return timedelta(seconds=seconds)
+
+
+def _move_ours(given: dict[str, Any], ours: dict[str, Any]) -> None:
+    if not _OURS.isdisjoint(given):
+        for key in _OURS & given.keys():
+            ours[key] = given.pop(key)
+
+
+class Planner:
+    """Works out how entries are to be run."""
+
+    def __init__(self, app: Celery, settings: Settings) -> None:
+        self._settings = settings
+        self._cron_deadline_s: float | None = app.conf.beat_cron_starting_deadline
+
+    def plan(self, entry: ScheduleEntry, given: Mapping[str, Any], known: PlannedEntry | None = None) -> PlannedEntry:
+        """Plan one entry.
+
+        Args:
+            entry: The entry.
+            given: Our own keys of it.
+            known: What was planned of it before: returned if nothing has changed.
+
+        Raises:
+            ConfigError: The entry cannot be run.
+        """
+        ours = _checked(given) if given else _NONE
+        schedule = entry.schedule
+        if not hasattr(schedule, "is_due"):
+            raise ConfigError(
+                f"its schedule is {schedule!r}: give it seconds, a timedelta, crontab(…), cron(…) or another schedule"
+            )
+        settings = self._settings
+        catch_up = _catch_up(
+            ours.get("catch_up", settings.catch_up),
+            ours.get("catch_up_window", settings.catch_up_window),
+            settings.catch_up_limit,
+            self._cron_deadline_s if isinstance(schedule, (crontab, cron)) else None,
+        )
+        rule, version = rule_for(schedule), fingerprint(entry, ours)
+        # What our keys say is in the fingerprint too.
+        if (
+            known is not None
+            and known.entry is entry
+            and known.name == entry.name
+            and known.fingerprint == version
+            and known.rule is rule
+            and known.catch_up is catch_up
+        ):
+            return known
+        return PlannedEntry(
+            str(entry.name), entry, rule, catch_up, ours.get("jitter", 0.0), ours.get("enabled", True), version
+        )
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     ours: dict[str, Any] = {}
-    for key, value in getattr(entry, "distsched", _NONE).items():
+    for key, value in given.items():
         try:
             ours[key] = _CHECKS[key](value)
         except (TypeError, ValueError) as exc:
             raise ConfigError(f"{key!r} is {value!r}: {exc}") from exc
-    schedule = entry.schedule
-    if not hasattr(schedule, "is_due"):
-        raise ConfigError(
-            f"its schedule is {schedule!r}: give it seconds, a timedelta, crontab(…), cron(…) or another schedule"
-        )
-    deadline_s = app.conf.beat_cron_starting_deadline if isinstance(schedule, (crontab, cron)) else None
-    return PlannedEntry(
-        name=str(entry.name),
-        entry=entry,
-        rule=rule_for(schedule),
-        catch_up=_catch_up(
-            policy=ours.get("catch_up", settings.catch_up),
-            window_s=ours.get("catch_up_window", settings.catch_up_window),
-            limit=settings.catch_up_limit,
-            deadline_s=deadline_s,
-        ),
-        jitter_s=ours.get("jitter", 0.0),
-        enabled=ours.get("enabled", True),
-        fingerprint=fingerprint(entry, ours),
-    )
+    return ours
 
 
-@lru_cache(maxsize=256)
-def _catch_up(**chosen: Any) -> CatchUp:
-    """Return the one of these values: there are few, and many entries."""
-    return CatchUp(**chosen)
+# There are few that differ, and many entries.
+_catch_up = lru_cache(maxsize=256)(CatchUp)
 
 
 def _unknown(key: object, known: tuple[str, ...], where: str = "") -> ConfigError:

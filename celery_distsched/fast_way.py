@@ -30,8 +30,12 @@ logger = logging.getLogger(__name__)
 
 #: Seconds until a broker that was no help is looked at again.
 _LOOK_AGAIN_S = 1.0
-#: Longest time, in seconds, that one look may spend on finding out which way each entry goes.
-_SURVEY_S = 0.05
+#: Longest time, in seconds, that one look may spend on finding out which way each entry goes, and from that look to the
+#: next that does: what is due meanwhile gets four fifths of the time.
+_SURVEY_S = 0.005
+_SURVEY_AGAIN_S = 0.025
+#: Entries looked at before the time is: a few milliseconds, if no two are alike.
+_AT_A_TIME = 5
 #: Bytes in one call to a server: it does nothing else meanwhile.
 CALL_BYTES = 1_000_000
 
@@ -49,13 +53,26 @@ class FastWay:
         self._look_again_at = float("-inf")
         self._looked = False
         self._entries: Mapping[str, PlannedEntry] = {}
-        self._said: Any = self
+        #: What was said last of all of them.
+        self._said: tuple[Any, str | None] | None = None
+        #: Those that nobody has looked at yet, the next one last; and of those that go the ordinary way, why.
+        self._unseen: list[PlannedEntry] = []
+        self._ordinary: dict[str, str] = {}
         self._survey: Iterator[None] | None = None
+        self._survey_at = float("-inf")
         self._noted = (0, as_datetime(0))
 
     def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
-        """Say anew of these which way they go."""
-        self._entries, self._survey, self._said = entries, None, self
+        """Say anew of these which way they go, and look only at what has changed."""
+        before, self._entries = self._entries, entries
+        lane = self._said[0] if self._said is not None else None
+        if lane is None:
+            self._said = None
+            return
+        self._ordinary = {name: why for name, why in self._ordinary.items() if before[name] is entries.get(name)}
+        self._unseen = [one for one in self._unseen if entries.get(one.name) is one]
+        self._unseen += [one for name, one in entries.items() if before.get(name) is not one]
+        self._survey = self._say(lane.what, lane.why)
 
     # The whole
 
@@ -74,11 +91,13 @@ class FastWay:
         lane = self._lane if why_not is None else None
         if (lane, why_not) != self._said:
             self._said = (lane, why_not)
+            self._unseen, self._ordinary = list(self._entries.values())[::-1] if lane is not None else [], {}
             self._survey = self._say(lane.what, lane.why) if lane is not None else None
             if lane is None and why_not != _NOT_CONNECTED:
                 count = len(self._entries)
                 logger.info("%s, for all of %d entries, since %s", _ONE_BY_ONE, count, why_not)
-        if self._survey is not None:
+        if self._survey is not None and now >= self._survey_at:
+            self._survey_at = now + _SURVEY_AGAIN_S
             until = time.perf_counter() + _SURVEY_S
             while self._survey is not None and time.perf_counter() < until:
                 self._survey = self._survey if next(self._survey, self) is not self else None
@@ -147,13 +166,16 @@ class FastWay:
         self._lane, self._look_again_at = None, float("-inf")
 
     def _say(self, what: str, why_so: str) -> Iterator[None]:
-        """Look at each entry, a few at a time, and then say how many go this way."""
-        entries, reasons, publisher = self._entries, Counter[str](), self._publisher
-        planned = iter(list(entries.values()))
-        while publisher is not None and (some := list(islice(planned, 20))):
-            reasons.update(why for one in some if (why := publisher.why_not(one)) is not None)
-            yield
-        others = sum(reasons.values())
+        """Look at each entry that is unseen, a few at a time, and then say how many go this way."""
+        while self._unseen:
+            for _ in range(min(_AT_A_TIME, len(self._unseen))):
+                one = self._unseen.pop()
+                why = self._publisher.why_not(one) if self._publisher is not None else None
+                if why is not None:
+                    self._ordinary[one.name] = why
+            if self._unseen:
+                yield
+        entries, reasons, others = self._entries, Counter(self._ordinary.values()), len(self._ordinary)
         logger.info(
             "%s, for %d of %d entries, since %s%s%s",
             what,

@@ -7,6 +7,7 @@ processes: no `repr`, no pickle, no memory address. Of an object that has no can
 from __future__ import annotations
 
 import json
+import marshal
 import sys
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
@@ -26,23 +27,57 @@ def fingerprint(entry: ScheduleEntry, ours: Mapping[str, Any]) -> str:
         entry: The entry.
         ours: Our own keys of it, such as ``catch_up``.
     """
+    when = _schedule(entry.schedule)
+    if not (entry.args or entry.kwargs or entry.options or ours) and type(entry.task) is str:
+        return _bare(when, entry.task)
     plain = [entry.task, list(entry.args or ()), dict(entry.kwargs or {}), dict(entry.options or {}), dict(ours)]
-    content = [_schedule(entry.schedule), plain]
     try:
-        text = _ENCODER.encode(content)
+        text = f"[{when}, {_ENCODER.encode(plain)}]"
     except (TypeError, ValueError, RecursionError):
         # Keys that are no texts, or values that hold themselves.
-        text = json.dumps(_plain(content), sort_keys=True)
+        text = f"[{when}, {json.dumps(_plain(plain, 1), sort_keys=True)}]"
+    return _digest(text)
+
+
+# Nearly every entry is but a task and a schedule, and there are fewer kinds of them than there are entries.
+@lru_cache(maxsize=4096)
+def _bare(when: str, task: str) -> str:
+    return _digest(f"[{when}, {_ENCODER.encode([task, [], {}, {}, {}])}]")
+
+
+def _digest(text: str) -> str:
     # Equal entries share it, with each other and with their records.
     return sys.intern(blake2b(text.encode(), digest_size=8).hexdigest())
 
 
-def _schedule(schedule: Any) -> Any:
+def _schedule(schedule: Any) -> str:
+    """Return a schedule as JSON."""
     kind: Any = type(schedule)
+    plain = kind is celery.schedules.schedule
+    if plain and type(schedule.run_every) is timedelta and schedule.relative is False and schedule.nowfun is None:
+        return _interval(schedule.run_every)
     made_of = schedule.__reduce__()[1:] if _says(kind) else vars(schedule)
     # A `crontab` means another time in another timezone, which it takes from the app; a plain interval does not.
-    anywhere = kind is celery.schedules.schedule and not schedule.relative
-    return [_name(kind), _plain(made_of), None if anywhere else str(getattr(schedule, "tz", None))]
+    zone = None if plain and not schedule.relative else str(getattr(schedule, "tz", None))
+    try:
+        # Equal bytes for equal values, down to their types; none for what may change behind our back.
+        return _schedule_of(kind, marshal.dumps(made_of, 0), zone)
+    except ValueError:
+        return _written(kind, made_of, zone)
+
+
+@lru_cache(maxsize=4096)
+def _interval(every: timedelta) -> str:
+    return _written(celery.schedules.schedule, ((every, False, None),), None)
+
+
+@lru_cache(maxsize=4096)
+def _schedule_of(kind: type, made_of: bytes, zone: str | None) -> str:
+    return _written(kind, marshal.loads(made_of), zone)  # noqa: S302  (our own bytes)
+
+
+def _written(kind: type, made_of: Any, zone: str | None) -> str:
+    return json.dumps([_name(kind), _plain(made_of), zone], sort_keys=True)
 
 
 @lru_cache

@@ -13,12 +13,10 @@ rules small enough to be checked state by state:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
-from types import MappingProxyType
 from typing import NamedTuple
 
-from celery_distsched.record import HANDED_BACK, Record, Version, node_of
+from celery_distsched.record import HANDED_BACK, NOTHING, Record, Version, node_of
 
 
 class Phase(Enum):
@@ -30,9 +28,6 @@ class Phase(Enum):
     FORMER = "former"  #: claimed under an older membership; to be taken over before it is sent
 
 
-_NONE: Mapping[int, str] = MappingProxyType({})
-
-
 class Move(NamedTuple):
     """One swap of an entry's record, and what it means if it is won."""
 
@@ -41,9 +36,9 @@ class Move(NamedTuple):
     #: Whether it needs this node to be a member: all but confirms do.
     fenced: bool
     #: Marks of dead nodes that become mine: instant → mark before.
-    taken: Mapping[int, str] = _NONE
+    taken: Mapping[int, str] = NOTHING
     #: Marks that are dropped, their runs possibly lost.
-    dropped: Mapping[int, str] = _NONE
+    dropped: Mapping[int, str] = NOTHING
     #: Instants that become mine.
     claimed: tuple[int, ...] = ()
     #: Instants passed over by the catch-up policy.
@@ -58,32 +53,55 @@ class Move(NamedTuple):
         try:
             record = Record.parse(text)
         except ValueError:
-            return self._replace(taken=_NONE, skipped=0)
+            return self._replace(taken=NOTHING, skipped=0)
         taken = {at: mark for at, mark in self.taken.items() if record.open.get(at) == me}
         return self._replace(taken=taken, skipped=0)
 
 
-@dataclass(slots=True)
 class Holding:
     """One entry's record as this node last saw it, and this node's part in it."""
 
-    record: Record | None = None
-    phases: dict[int, Phase] = field(default_factory=dict)
-    #: Instant → how often it was handed to the broker, by this node or (once, at least) by the one before.
-    attempts: dict[int, int] = field(default_factory=dict)
-    #: The swap whose answer is outstanding; nothing else is done with the entry meanwhile.
-    unanswered: Move | None = None
+    __slots__ = ("_attempts", "_phases", "record", "unanswered")
+
+    def __init__(
+        self,
+        record: Record | None = None,
+        phases: dict[int, Phase] | None = None,
+        attempts: dict[int, int] | None = None,
+    ) -> None:
+        self.record = record
+        #: The swap whose answer is outstanding; nothing else is done with the entry meanwhile.
+        self.unanswered: Move | None = None
+        # Nothing is in hand of most entries, most of the time: these dicts would be a tenth of what an entry takes.
+        self._phases = phases
+        self._attempts = attempts
+
+    @property
+    def phases(self) -> dict[int, Phase]:
+        """Instant → how far this node is with it."""
+        if self._phases is None:
+            self._phases = {}
+        return self._phases
+
+    @property
+    def attempts(self) -> dict[int, int]:
+        """Instant → how often it was handed to the broker, by this node or (once, at least) by the one before."""
+        if self._attempts is None:
+            self._attempts = {}
+        return self._attempts
 
     @property
     def idle(self) -> bool:
         """Nothing of this entry is in this node's hands."""
-        return not self.phases and self.unanswered is None
+        return not self._phases and self.unanswered is None
 
     def instants(self, phase: Phase) -> tuple[int, ...]:
         """Instants in this phase, oldest first."""
-        if len(self.phases) < 2:
-            return tuple(at for at, held in self.phases.items() if held is phase)
-        return tuple(sorted(at for at, held in self.phases.items() if held is phase))
+        if not self._phases:
+            return ()
+        if len(self._phases) == 1:
+            return tuple(at for at, held in self._phases.items() if held is phase)
+        return tuple(sorted(at for at, held in self._phases.items() if held is phase))
 
     # What to write next
 
@@ -122,7 +140,7 @@ class Holding:
             return None
         if claim and not before.open:
             # Nearly every claim, nearly always: what follows would come to the same.
-            marks = _NONE if enqueue else dict.fromkeys(claim, me)
+            marks = NOTHING if enqueue else dict.fromkeys(claim, me)
             new = Record(max(upto or 0, claim[-1]), marks, before.paused, version)
             return Move(before.text(), new, True, claimed=tuple(claim), skipped=skipped, enqueue=enqueue)
         base = before.without(self.instants(Phase.DONE))
@@ -232,7 +250,8 @@ class Holding:
             Instants that were in my hands and have been taken over by another node.
         """
         self.record = record
-        if not record.open and not self.phases:
+        if not record.open and not self._phases:
+            self._phases = None
             return ()
         taken_away = []
         for at, mark in record.open.items():
@@ -251,6 +270,8 @@ class Holding:
                 self.attempts.pop(at, None)
                 if phase is not Phase.DONE and mark:
                     taken_away.append(at)
+        # A dict that was used once would stay.
+        self._phases, self._attempts = self._phases or None, self._attempts or None
         return taken_away
 
     def rejoined(self) -> None:

@@ -15,6 +15,7 @@ from celery_distsched.clock import Clock, iso
 from celery_distsched.drivers.base import Answer, Claim, Driver, Push, Pushing, PushRefused, Swap
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.holding import Holding, Move
+from celery_distsched.many_lines import ManyLines
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
 from celery_distsched.record import HANDED_BACK, Record, Version, node_of
@@ -73,6 +74,8 @@ class Ledger:
         self.suspicious = ""
         #: Until then, on `Clock.elapsed`, what is not in the store is not taken for new.
         self.anchor_from = float("-inf")
+        #: Of single entries; summed up at the end of a tick.
+        self.lines = ManyLines(logger)
         self._driver = driver
         self._pool = pool
         self._progress = progress
@@ -113,7 +116,7 @@ class Ledger:
         """Take on a share: read what is gained before anything else, forget what is lost and not in my hands."""
         self.share = share
         self.unread.update(gained)
-        for name in lost:
+        for name in self._progress.along(lost, self._clock):
             self._watched.discard(name)
             if name not in self.busy:
                 self._forget(name)
@@ -129,7 +132,9 @@ class Ledger:
 
     def read(self, names: Iterable[str]) -> None:
         """Read these records, and create those that there are none of: the one anchor of each entry."""
-        answered = (name for name in names if name not in self.holdings or self.holdings[name].unanswered is None)
+        # In order, since a store keeps neighbours together: of SQLite's pages a batch of new records changes a few, and
+        # not nearly all.
+        answered = sorted(name for name in names if self.answered(name))
         for batch in batches(answered, self._driver.max_batch):
             records = self._driver.read(batch)
             self._progress.at = self._clock.elapsed()
@@ -186,16 +191,23 @@ class Ledger:
             return None
 
     def _know(self, name: str, record: Record, *, news: bool = True) -> None:
-        holding = self.holdings.setdefault(name, Holding())
+        holding = self.holdings.get(name)
+        if holding is None:
+            holding = self.holdings[name] = Holding()
         self.unread.discard(name)
         for instant in holding.learn(record, self.me):
-            logger.warning("entry %r, instant %s: taken over by %s", name, iso(instant), record.open[instant])
+            self.lines.say(
+                logging.WARNING, "runs of this node taken over by others",
+                "entry %r, instant %s: taken over by %s", name, iso(instant), record.open[instant],
+            )  # fmt: skip
         if holding.idle:
             self.busy.discard(name)
         else:
             self.busy.add(name)
         if name in self.share:
-            others = any(mark != self.me and instant not in holding.phases for instant, mark in record.open.items())
+            others = record.open and any(
+                mark != self.me and instant not in holding.phases for instant, mark in record.open.items()
+            )
             (self._watched.add if others else self._watched.discard)(name)
             if news:
                 self._news.append(name)
@@ -234,7 +246,9 @@ class Ledger:
         holding = self.holdings.get(name)
         if holding is not None and holding.record is not None:
             return holding.record
-        record, at = self._memories.get(name, (None, 0.0))
+        if name not in self._memories:
+            return None
+        record, at = self._memories[name]
         return record if self._clock.elapsed() - at < _REMEMBER_S else None
 
     def answered(self, name: str) -> bool:
@@ -420,17 +434,26 @@ class Ledger:
         for instant, mark in move.taken.items():
             holding.phases.pop(instant, None)
             if mark == HANDED_BACK:
-                logger.info("entry %r, instant %s: handed over by a node that left; sending it", name, iso(instant))
+                self.lines.say(
+                    logging.INFO, "runs handed over by nodes that left; sending them",
+                    "entry %r, instant %s: handed over by a node that left; sending it", name, iso(instant),
+                )  # fmt: skip
                 continue
             if node_of(mark) == node_of(self.me):
                 # My own, of an older membership: I know how often I have sent it.
                 continue
             holding.attempts[instant] = max(1, holding.attempts.get(instant, 0))
             self.counts["taken over"] += 1
-            logger.warning("entry %r, instant %s: taken over from %s; sending it again", name, iso(instant), mark)
+            self.lines.say(
+                logging.WARNING, "runs taken over from dead nodes; sending them again",
+                "entry %r, instant %s: taken over from %s; sending it again", name, iso(instant), mark,
+            )  # fmt: skip
         if move.skipped:
             self.counts["skipped"] += move.skipped
-            logger.warning("entry %r: %d missed runs skipped, as its catch-up policy says", name, move.skipped)
+            self.lines.say(
+                logging.WARNING, "entries of which missed runs were skipped, as their catch-up policies say",
+                "entry %r: %d missed runs skipped, as its catch-up policy says", name, move.skipped,
+            )  # fmt: skip
 
     def _count_dropped(self, moves: Mapping[str, Move], why: str = "") -> None:
         """Count runs before the swap that drops their marks: if its answer is lost, nobody else can tell."""
@@ -449,7 +472,10 @@ class Ledger:
     def possibly_lost(self, name: str, instant: int, why: str) -> None:
         """Count and report a run of which nobody knows whether it was sent, and which nobody will send again."""
         self.counts["possibly lost"] += 1
-        logger.error("entry %r, instant %s: possibly lost (%s): it is not sent again", name, iso(instant), why)
+        self.lines.say(
+            logging.ERROR, "runs possibly lost: they are not sent again",
+            "entry %r, instant %s: possibly lost (%s): it is not sent again", name, iso(instant), why,
+        )  # fmt: skip
 
     # Farewell
 
@@ -463,6 +489,7 @@ class Ledger:
         for _ in range(3):
             for batch in batches(waiting, self._driver.max_batch):
                 waiting -= self._handed_back(batch, heirless)
+        self.lines.sum_up()
 
     def _handed_back(self, names: list[str], heirless: Callable[[str], bool]) -> set[str]:
         """Try to hand these back; returns those with nothing left to do."""

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
+
+from celery_distsched.clock import Clock
+
+_Item = TypeVar("_Item")
+#: Items between two signs of life: some milliseconds.
+_STAMP_EVERY = 1000
 
 
 @dataclass
@@ -19,3 +27,11 @@ class Progress:
     generation: str = ""
     #: Whether the broker takes messages, as far as is known.
     able: bool = True
+
+    def along(self, items: Iterable[_Item], clock: Clock) -> Iterator[_Item]:
+        """Yield these, with a sign of life now and then: with many entries one walk through them may take seconds."""
+        for number, item in enumerate(items):
+            if not number % _STAMP_EVERY:
+                self.at = clock.elapsed()
+            yield item
+        self.at = clock.elapsed()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
+from heapq import merge
 
 #: Points of one node on the ring. With 512 the busiest of ten nodes has about 1.1 times its share; one point a node
 #: would give it three times as much.
@@ -81,6 +82,14 @@ class Places:
         """Place these names."""
         placed = sorted((point(name), name) for name in names)
         return cls(array("Q", [at for at, _ in placed]), [name for _, name in placed])
+
+    def changed(self, removed: Set[str], added: Iterable[str]) -> Places:
+        """Return these names without some and with others: only what is added is placed anew."""
+        if not self._names:
+            return Places.of(added)
+        kept = (pair for pair in zip(self._at, self._names, strict=True) if pair[1] not in removed)
+        placed = list(merge(kept, sorted((point(name), name) for name in added)))
+        return Places(array("Q", [at for at, _ in placed]), [name for _, name in placed])
 
     def share(self, ring: HashRing, node: str | None) -> set[str]:
         """Return the names that the ring gives to a node; None: to nobody."""

@@ -38,9 +38,15 @@ class NameFilter:
     def of(cls, names: Collection[str]) -> NameFilter:
         """Put these names in."""
         bits = bytearray(min(max(len(names) * _BITS_PER_NAME // 8, 8), _MOST_BYTES))
+        size = len(bits) * 8
         for name in names:
-            for at in _places(name, len(bits) * 8):
+            # As `_places`, in half the time.
+            place, step = divmod(point(name), 1 << 32)
+            step |= 1
+            for _ in range(_PROBES):
+                at = place % size
                 bits[at >> 3] |= 1 << (at & 7)
+                place += step
         return cls(bytes(bits))
 
     def __contains__(self, name: str) -> bool:

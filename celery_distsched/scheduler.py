@@ -7,8 +7,9 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 
 from celery import Celery, signals
@@ -21,7 +22,7 @@ from celery_distsched.broker import Broker, Outcome
 from celery_distsched.clock import Clock, as_datetime
 from celery_distsched.dispatch import Dispatch
 from celery_distsched.drivers import open_driver
-from celery_distsched.entries import PlannedEntry, make_entry, plan
+from celery_distsched.entries import PlannedEntry, Planner, make_entry
 from celery_distsched.errors import ConfigError
 from celery_distsched.fast_way import FastWay
 from celery_distsched.heartbeat import Heartbeat
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 # settings that line is all there is to say.
 celery_logger.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], ConfigError)))
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
 #: Seconds for the store's farewell; with the broker's, `close` takes one at most: SIGKILL may follow SIGTERM soon.
 _FAREWELL_S = 0.7
 
@@ -51,6 +53,9 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         self._closed = False
         self._outcome: Outcome | None = None
         self._sending = False
+        #: Name → our own keys of an entry. Not in the entry, all of which Celery hands to the constructor of the next.
+        self._our_keys: dict[str, Mapping[str, Any]] = {}
+        self._planned: dict[str, PlannedEntry] = {}
         super().__init__(app, *args, lazy=lazy, **kwargs)
         self.broker = Broker(app, self.Producer, self.settings.node_ttl / 2)
         if not lazy:
@@ -109,7 +114,11 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         if isinstance(entry, self.Entry):
             entry.app = self.app
             return entry
-        return make_entry(name, entry, self.app, self.settings, self.Entry)
+        made, ours = make_entry(name, entry, self.app, self.settings, self.Entry)
+        self._our_keys.pop(name, None)
+        if ours:
+            self._our_keys[name] = ours
+        return made
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         entries = {}
@@ -125,13 +134,18 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             del self.schedule[name]
         self.update_from_dict(b)
 
-    def _plan(self) -> dict[str, PlannedEntry]:
-        planned = {}
-        for name, entry in list(self.schedule.items()):
+    def _plan(self, along: Callable[[Iterable[str]], Iterable[str]] = iter) -> dict[str, PlannedEntry]:
+        """Work out how each entry is to be run; `along` is told how far this has come."""
+        planner, before, planned = Planner(self.app, self.settings), self._planned, dict[str, PlannedEntry]()
+        for name in self._our_keys.keys() - self.schedule.keys():
+            del self._our_keys[name]
+        schedule = dict(self.schedule)
+        for name in along(schedule):
             try:
-                planned[name] = plan(entry, self.app, self.settings)
+                planned[name] = planner.plan(schedule[name], self._our_keys.get(name, _NONE), before.get(name))
             except Exception as exc:  # noqa: BLE001  (a schedule class of the user's may raise anything)
                 self._report_bad(name, exc)
+        self._planned = planned
         return planned
 
     @staticmethod
@@ -153,7 +167,8 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             raise node.heartbeat.refusal
         if self.schedule.version != node.planned_version:
             with collector.paused():
-                node.take_on(self._plan(), self.schedule.version)
+                version = self.schedule.version
+                node.take_on(self._plan(node.along), version)
         try:
             return node.dispatch.tick()
         finally:
@@ -167,7 +182,8 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             self.driver, self.broker = self._new_driver(), Broker(self.app, self.Producer, self.settings.node_ttl / 2)
         node = _Node(self)
         with collector.paused():
-            planned, version = self._plan(), self.schedule.version
+            version = self.schedule.version
+            planned = self._plan()
             node.take_on(planned, version)
         logger.info("%d entries; delivery %s", len(planned), self.settings.delivery)
         node.heartbeat.start()
@@ -280,6 +296,7 @@ class _Node:
         settings, clock, progress = scheduler.settings, Clock(), Progress()
         host = socket.gethostname()
         progress.at = clock.elapsed()
+        self._progress, self._clock = progress, clock
         self.pool = NodePool(f"{host}-{self.pid}-{secrets.token_hex(4)}", settings.node_ttl, clock)
         self.dispatch = Dispatch(
             scheduler.driver,
@@ -298,7 +315,15 @@ class _Node:
     def take_on(self, planned: Mapping[str, PlannedEntry], version: int) -> None:
         """Work by this schedule from now on, and tell the others which entries it has."""
         self.planned_version = version
-        versions = "\0".join(f"{name}\0{planned[name].fingerprint}" for name in sorted(planned))
-        self.heartbeat.names = tuple(planned)
-        self.heartbeat.digest = blake2b(versions.encode(), digest_size=16).hexdigest()
+        digest, between = blake2b(digest_size=16), ""
+        for name in self.along(sorted(planned)):
+            digest.update(f"{between}{name}\0{planned[name].fingerprint}".encode())
+            between = "\0"
+        self.heartbeat.names = planned
+        self.heartbeat.digest = digest.hexdigest()
         self.dispatch.set_entries(planned)
+        self._progress.at = self._clock.elapsed()
+
+    def along(self, names: Iterable[str]) -> Iterable[str]:
+        """Yield these; the heartbeat sees that the loop goes on."""
+        return self._progress.along(names, self._clock)

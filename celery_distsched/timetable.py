@@ -69,8 +69,9 @@ class Timetable:
 
     def _note(self, name: str, at_us: int) -> None:
         self._notes += 1
-        if at_us in self._noted:
-            self._noted[at_us].append(name)
+        noted = self._noted.get(at_us)
+        if noted is not None:
+            noted.append(name)
         else:
             self._noted[at_us] = [name]
             heapq.heappush(self._times, at_us)

@@ -20,7 +20,7 @@ from celery_distsched import cron
 from celery_distsched.drivers import StoreUrl
 from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.fingerprint import fingerprint
-from celery_distsched.record import Version, may_claim
+from celery_distsched.record import Record, Version, may_claim, version_of
 from celery_distsched.schedule_epoch import NameFilter, ScheduleEpoch, register
 
 NOW_US = 1_800_000_000_000_000
@@ -65,6 +65,35 @@ def test_every_change_of_an_entry_changes_its_fingerprint() -> None:
     assert len({of(**change) for change in CHANGES}) == len(CHANGES)
 
 
+#: Of `CHANGES`, in order.
+FINGERPRINTS = (
+    "02870e237b09483f", "cc947cd7eb85563c", "f959ac31d3188a68", "1bfffa772b9e90b4", "3a1d9b8d85198992",
+    "989ee23b48375ff6", "014d72430d687391", "ecda3b81986ba865", "2b61b79bf6d6521b", "9ce9b72d02df8362",
+    "5853f21e1d8c9fe0", "bb29559d1e42e11a", "6a1eb4cc1040a800", "6ea631601cea9dae", "0c2d9af01339b8cc",
+    "0a2a72abb3cfd4c0", "0612325e0d71c335", "3c03e31626909643",
+)  # fmt: skip
+
+
+def test_fingerprints_are_the_same_in_every_release() -> None:
+    # Another one would make every entry a new version in the next deploy.
+    assert tuple(of(**change) for change in CHANGES) == FINGERPRINTS
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (schedule(10, relative=False), schedule(10, relative=0)),
+        (crontab(minute="5"), crontab(minute=5)),
+        (crontab(minute=1), crontab(minute=True)),
+        (solar("sunset", 1, 2), solar("sunset", 1.0, 2.0)),
+        (schedule(10), schedule(10, nowfun=some_function)),
+    ],
+)
+def test_what_is_remembered_of_one_schedule_is_not_taken_for_one_that_is_but_equal(one: Any, other: Any) -> None:
+    assert of(schedule=one) != of(schedule=other)
+    assert of(schedule=other) != of(schedule=one)
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=range(len(CHANGES)))
 def test_equal_entries_have_equal_fingerprints(change: dict[str, Any]) -> None:
     assert of(**change) == of(**change)
@@ -90,6 +119,31 @@ def test_a_fingerprint_is_the_same_in_every_process() -> None:
         for seed in range(3)
     }
     assert len(said) == 1
+
+
+# Of a record
+
+
+def test_equal_versions_of_records_are_one_object() -> None:
+    text = Record(5, version=version_of("ab12", 7)).text()
+    assert Record.parse(text).version is Record.parse(text).version is version_of("ab12", 7)
+
+
+@pytest.mark.parametrize("epoch", ["1.0", "true", "01", '"1"', "null"])
+def test_an_epoch_that_only_equals_a_number_is_no_epoch(epoch: str) -> None:
+    # Equal keys are one key to a cache: what was read before must not make it right.
+    assert Record.parse('{"last":5,"version":["ab12",1]}').version == Version("ab12", 1)
+    with pytest.raises(ValueError, match="not a record"):
+        Record.parse(f'{{"last":5,"version":["ab12",{epoch}]}}')
+
+
+_VERSIONS = st.builds(Version, st.from_regex(r"[0-9a-f]{16}", fullmatch=True), st.integers(0))
+
+
+@given(st.integers(0, 10**18 - 1), st.booleans(), st.none() | _VERSIONS)
+def test_a_record_is_read_as_it_was_written(last: int, paused: bool, version: Version | None) -> None:
+    record = Record(last, paused=paused, version=version)
+    assert Record.parse(record.text()) == record
 
 
 # Who may claim

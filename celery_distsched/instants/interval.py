@@ -12,6 +12,7 @@ from celery_distsched.instants.zone import Zone
 
 #: The shortest interval, in microseconds: 100 runs a second are a stream, not a schedule.
 SHORTEST_US = 10_000
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def interval_us(schedule: Any) -> int:
@@ -20,7 +21,7 @@ def interval_us(schedule: Any) -> int:
     Raises:
         ConfigError: It is below 10 ms; the message says how to mend it.
     """
-    every = schedule.run_every // timedelta(microseconds=1)
+    every = schedule.run_every // _MICROSECOND
     if every < SHORTEST_US:
         raise ConfigError(
             f"its interval ({every / SECOND_US:g} s) is below {SHORTEST_US / SECOND_US:g} s; "

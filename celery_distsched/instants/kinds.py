@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -42,10 +43,14 @@ def rule_for(entry_schedule: BaseSchedule) -> Rule | None:
     """
     if entry_schedule.nowfun is not None:
         return None
-    for kind, rule_of in _KINDS:
-        if isinstance(entry_schedule, kind):
-            return None if _has_own_timing(entry_schedule, kind) else rule_of(entry_schedule)
-    return None
+    cls: Any = type(entry_schedule)
+    rule_of, timing = _known(cls)
+    for name, function in timing:
+        # Somebody may have put a method on this very object. (`vars` would make a dict of each that stays.)
+        method = getattr(entry_schedule, name)
+        if getattr(method, "__func__", method) is not function:
+            return None
+    return None if rule_of is None else rule_of(entry_schedule)
 
 
 def ask(entry_schedule: BaseSchedule, last_us: int, now_us: int) -> Asked:
@@ -86,18 +91,16 @@ def _pause_s(pause: Any) -> float:
     return _PAUSE_S if math.isnan(seconds) else min(max(seconds, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
 
 
-def _has_own_timing(entry_schedule: BaseSchedule, kind: type) -> bool:
-    """Whether its class, or somebody on this very object, has put something of its own in place of Celery's methods."""
-    for name, function in _timing(kind):
-        method = getattr(entry_schedule, name)
-        if getattr(method, "__func__", method) is not function:
-            return True
-    return False
-
-
 @lru_cache
-def _timing(kind: type) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, getattr(kind, name)) for name in sorted(_TIMING) if hasattr(kind, name))
+def _known(cls: Any) -> tuple[Callable[[Any], Rule | None] | None, tuple[tuple[str, Any], ...]]:
+    """Return what makes rules of the schedules of a class, and those of Celery's methods that decide when they are due.
+
+    A class that has methods of its own in their place is found out by them.
+    """
+    for kind, rule_of in _KINDS:
+        if issubclass(cls, kind):
+            return rule_of, tuple((name, getattr(kind, name)) for name in sorted(_TIMING) if hasattr(kind, name))
+    return None, ()
 
 
 def _interval(entry_schedule: schedule) -> Rule | None:
@@ -176,7 +179,7 @@ class Solar(Rule):
         return None
 
 
-_KINDS: tuple[tuple[Any, Any], ...] = (
+_KINDS: tuple[tuple[type, Callable[[Any], Rule | None]], ...] = (
     (cron, lambda entry_schedule: entry_schedule.rule()),
     (crontab, _crontab),
     (solar, Solar),

@@ -58,6 +58,20 @@ def test_beats_that_make_the_file_at_the_same_moment_wait_for_one_another(opened
         assert len(drivers[0].members()) == 4
 
 
+def test_of_a_large_batch_only_those_lose_whose_record_is_another(opened: Open, tmp_path: Path) -> None:
+    driver = opened(tmp_path / "store")
+    names = [f"entry {number}" for number in range(driver.max_batch)]
+    driver.swap([Swap(names[7], None, "somebody was first"), Swap(names[-1], None, "old")])
+    batch = [Swap(name, None, f"record of {name}") for name in names[:-1]] + [Swap(names[-1], "old", "new")]
+    assert [answer.won for answer in driver.swap(batch)] == [name != names[7] for name in names]
+    expected = [f"record of {name}" for name in names]
+    expected[7], expected[-1] = "somebody was first", "new"
+    assert driver.read(names) == expected
+    assert driver.read([*reversed(names[300:]), "not there"]) == [*reversed(expected[300:]), None]
+    # Nobody has, in the part of the batch that was tried first, won what he then loses.
+    assert [answer.won for answer in driver.swap(batch)] == [False] * len(names)
+
+
 def test_a_forked_process_opens_the_file_itself(opened: Open, tmp_path: Path) -> None:
     driver = opened(tmp_path / "store")
     driver.join("me", "info")

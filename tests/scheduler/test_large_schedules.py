@@ -4,14 +4,50 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
+import tracemalloc
+from typing import Any
 
 import pytest
 
 from celery_distsched import collector
 from celery_distsched.timetable import Timetable
 from tests.scheduler.cluster import HOURLY, Cluster, until
+from tests.servers import RedisServer
 
 _ENTRIES = {f"entry-{number}": HOURLY for number in range(2_000)}
+
+
+def test_an_entry_takes_little_memory(cluster: Cluster) -> None:
+    def held(size: int) -> int:
+        beat = cluster.beat({f"entry-{number}": HOURLY for number in range(size)})
+        gc.collect()
+        tracemalloc.start()
+        try:
+            beat.tick_until(lambda: beat.ready)
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+            beat.close()
+
+    held(100)
+    # Beside Celery's own entries, which are made before.
+    assert (held(12_000) - held(2_000)) / 10_000 < 520
+
+
+def test_records_are_read_in_order(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New ones in any order would change nearly all pages of a database, batch after batch."""
+    beat, batches = cluster.beat(_ENTRIES), list[list[str]]()
+    read = beat.scheduler.driver.read
+
+    def noted(names: list[str]) -> Any:
+        batches.append(names)
+        return read(names)
+
+    monkeypatch.setattr(beat.scheduler.driver, "read", noted)
+    beat.tick_until(lambda: beat.ready)
+    assert [name for batch in batches if len(batch) > 1 for name in batch] == sorted(_ENTRIES)
 
 
 def test_an_idle_tick_walks_through_nothing_that_was_large_once(cluster: Cluster) -> None:
@@ -22,6 +58,75 @@ def test_an_idle_tick_walks_through_nothing_that_was_large_once(cluster: Cluster
     assert len(ledger.holdings) == len(_ENTRIES)
     for names in (ledger.unread, ledger.busy):
         assert sys.getsizeof(names) == sys.getsizeof(set())
+
+
+def test_an_idle_tick_asks_nobody_which_way_messages_go(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes longer than all the rest of it; it is done once a second, and as soon as something is due."""
+    beat, looks = cluster.beat(_ENTRIES), list[float]()
+    beat.tick_until(lambda: beat.ready)
+    way = beat.inner.dispatch._fast_way
+    beat.tick_until(lambda: not way.surveying)
+    look = way._look
+
+    def noted(now: float) -> Any:
+        looks.append(now)
+        return look(now)
+
+    monkeypatch.setattr(way, "_look", noted)
+    began = time.monotonic()
+    for _ in range(200):
+        beat.tick()
+    assert len(looks) <= 1 + (time.monotonic() - began)
+
+
+def test_an_idle_beat_asks_the_store_of_no_entry(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    beat, asked = cluster.beat(_ENTRIES), set[str]()
+    beat.tick_until(lambda: beat.ready)
+    driver = beat.scheduler.driver
+    read, swap = driver.read, driver.swap
+
+    def noted_read(names: Any) -> Any:
+        asked.update(names)
+        return read(names)
+
+    def noted_swap(swaps: Any, fence: str | None = None) -> Any:
+        asked.update(swap.key for swap in swaps)
+        return swap(swaps, fence)
+
+    monkeypatch.setattr(driver, "read", noted_read)
+    monkeypatch.setattr(driver, "swap", noted_swap)
+    until(lambda: beat.tick() and "\0generation" in asked)
+    assert asked == {"\0generation"}
+
+
+def test_no_tick_is_long_while_entries_are_looked_at(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(redis_server.url(path="/5"), broker=redis_server.url(path="/5"))
+    # No two of a kind: each of them costs as much as ten messages.
+    entries = {name: {**HOURLY, "options": {"priority": number}} for number, name in enumerate(_ENTRIES)}
+    beat, looked, pauses = cluster.beat(entries), list[int](), list[float]()
+    try:
+        beat.tick_until(lambda: beat.ready)
+        beat.tick_until(lambda: beat.inner.dispatch._fast_way.surveying)
+        why_not = beat.inner.dispatch._fast_way._publisher.why_not
+
+        def noted(planned: Any) -> Any:
+            looked[-1] += 1
+            return why_not(planned)
+
+        monkeypatch.setattr(beat.inner.dispatch._fast_way._publisher, "why_not", noted)
+        while beat.inner.dispatch._fast_way.surveying:
+            looked.append(0)
+            pauses.append(beat.tick())
+            time.sleep(0.005)
+    finally:
+        cluster.close()
+    assert max(looked) < 200
+    # Whoever has entries that nobody has looked at yet comes back soon.
+    assert max(pauses[:-1]) <= 0.02
+    # It rests in between: what is due meanwhile has most of the time.
+    assert looked.count(0) > len(looked) / 2
 
 
 def test_who_loses_entries_to_a_new_node_looks_at_none_that_it_keeps(

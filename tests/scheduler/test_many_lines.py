@@ -1,0 +1,106 @@
+"""What happens to thousands of entries at once is logged whole of the first few, and summed up of the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from celery_distsched.many_lines import MOST, ManyLines
+from celery_distsched.record import HANDED_BACK, Record
+from tests.scheduler.cluster import HOUR_US, HOURLY, Beat, Cluster, now_us
+
+NAMES = [f"entry-{number}" for number in range(1000 + MOST)]
+
+
+@pytest.fixture
+def scheme() -> str:
+    return "sqlite"
+
+
+#: What happens to all → what the records are, and the level and the end of the line that sums it up.
+CASES: dict[str, tuple[Callable[[], Record], int, str]] = {
+    "future": (
+        lambda: Record(now_us() + 10 * HOUR_US),
+        logging.ERROR,
+        "entries with a record that is still to come: they do not run before then",
+    ),
+    "skipped": (
+        lambda: Record(now_us() - 10 * HOUR_US),
+        logging.WARNING,
+        "entries of which missed runs were skipped, as their catch-up policies say",
+    ),
+    "dead": (
+        lambda: Record(last := now_us(), {last: "gone#1"}),
+        logging.WARNING,
+        "runs taken over from dead nodes; sending them again",
+    ),
+    "left": (
+        lambda: Record(last := now_us(), {last: HANDED_BACK}),
+        logging.INFO,
+        "runs handed over by nodes that left; sending them",
+    ),
+}
+
+
+def those(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_of_a_thousand_entries_ten_have_a_line_and_the_others_one(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    record, level, others = CASES[case]
+    caplog.set_level(logging.INFO)
+    cluster.seed(*NAMES, record=record())
+    beat = cluster.beat({name: {**HOURLY, "catch_up": "none"} for name in NAMES})
+    _tick_until_said(beat, caplog, others)
+    # Claims go in several ticks, and each begins anew; what is read is read in one.
+    lines = those(caplog, level)
+    summed_up = [line for line in lines if line.endswith(others)]
+    of_entries = [line for line in lines if line.startswith("entry ")]
+    assert len(of_entries) <= MOST * len(summed_up)
+    said = sum(int(line.split()[2].replace(",", "")) for line in summed_up)
+    assert said + len(of_entries) == len(NAMES)
+
+
+def test_they_may_have_lost_runs_without_a_line_for_each(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    now = now_us()
+    cluster.seed(*NAMES, record=Record(now, {now: "gone#1"}))
+    beat = cluster.beat(dict.fromkeys(NAMES, HOURLY), distsched_delivery="at_most_once")
+    others = "runs possibly lost: they are not sent again"
+    _tick_until_said(beat, caplog, others)
+    assert those(caplog, logging.ERROR)[-1] == f"… and 1,000 more {others}"
+    assert len(those(caplog, logging.ERROR)) == MOST + 1
+
+
+def _tick_until_said(beat: Beat, caplog: pytest.LogCaptureFixture, others: str) -> None:
+    def all_said() -> bool:
+        lines = [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG]
+        return sum(1 for line in lines if line.startswith(("entry ", "… and"))) > MOST and _said(lines) >= len(NAMES)
+
+    beat.tick_until(all_said, within_s=30)
+
+
+def _said(lines: list[str]) -> int:
+    more = sum(int(line.split()[2].replace(",", "")) for line in lines if line.startswith("… and"))
+    return more + sum(line.startswith("entry ") for line in lines)
+
+
+def test_each_kind_and_each_tick_counts_for_itself(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "tests.many")
+    lines = ManyLines(logging.getLogger("tests.many"))
+    for _ in range(2):
+        for number in range(MOST + 2):
+            lines.say(logging.ERROR, "of one kind", "one %d", number)
+        lines.say(logging.WARNING, "of another", "another")
+        lines.sum_up()
+    lines.sum_up()
+    assert those(caplog, logging.ERROR) == 2 * [
+        *(f"one {number}" for number in range(MOST)),
+        "… and 2 more of one kind",
+    ]
+    assert those(caplog, logging.WARNING) == 2 * ["another"]
+    assert those(caplog, logging.DEBUG) == 2 * [f"one {MOST}", f"one {MOST + 1}"]
