@@ -472,7 +472,7 @@ class Ledger:
     def possibly_lost(self, name: str, instant: int, why: str) -> None:
         """Count and report a run of which nobody knows whether it was sent, and which nobody will send again."""
         self.counts["possibly lost"] += 1
-        # However many there are, each is named: somebody may have to make up for it, and nothing else tells which it was.
+        # However many there are, each is named: somebody may have to make up for it, and nothing else tells which.
         logger.error("entry %r, instant %s: possibly lost (%s): it is not sent again", name, iso(instant), why)
 
     # Farewell
