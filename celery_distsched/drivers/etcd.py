@@ -37,7 +37,7 @@ class EtcdDriver(Driver):
 
     #: etcd makes every shorter lease one of 2 s.
     min_ttl_s: ClassVar[float] = 2.0
-    max_batch: ClassVar[int] = 4 * _PER_TRANSACTION
+    max_batch: ClassVar[int] = 8 * _PER_TRANSACTION
     options: ClassVar[Mapping[str, Any]] = {"ca": str, "cert": str, "key": str, "username": str, "password": str}
 
     def __init__(
@@ -105,13 +105,13 @@ class EtcdDriver(Driver):
 
     def read(self, keys: Sequence[str]) -> list[str | None]:
         # Linearizable: etcd treats a transaction of plain gets as it treats a get.
-        txns = [self._etcd.TxnRequest(success=[self._get(self._record(key)) for key in some]) for some in _parts(keys)]
+        txns = (self._etcd.TxnRequest(success=[self._get(self._record(key)) for key in some]) for some in _parts(keys))
         with self._ledger_line.attempt() as etcd:
             return [_text(answer) for outcome in etcd.txns(txns) for answer in outcome.responses]
 
     def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
         """Transactions that check the fence; in them one per swap, so that a swap that loses costs no other."""
-        txns = [self._swaps(some, fence) for some in _parts(swaps)]
+        txns = (self._swaps(some, fence) for some in _parts(swaps))
         with self._ledger_line.attempt() as etcd:
             outcomes = etcd.txns(txns)
         if not all(outcome.succeeded for outcome in outcomes):

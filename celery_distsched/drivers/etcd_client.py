@@ -14,9 +14,9 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +172,12 @@ class Attempt:
     def txn(self, request: Any) -> Any:
         return self._ask(self.link.kv.Txn, request)
 
-    def txns(self, requests: Sequence[Any]) -> list[Any]:
-        """Ask for all at once, in no order: etcd writes to its disk together what it has to write at a time."""
-        return self._ask_all(self.link.kv.Txn, requests) if requests else []
+    def txns(self, requests: Iterable[Any]) -> list[Any]:
+        """Ask for all at once, in no order: etcd writes to its disk together what it has to write at a time.
+
+        Each is sent as soon as it is made, so that etcd works while the next is.
+        """
+        return self._ask_all(self.link.kv.Txn, requests)
 
     def get(self, request: Any) -> Any:
         return self._ask(self.link.kv.Range, request)
@@ -199,41 +202,37 @@ class Attempt:
     def _ask(self, call: Any, request: Any) -> Any:
         return self._ask_all(call, [request])[0]
 
-    def _ask_all(self, call: Any, requests: Sequence[Any]) -> list[Any]:
+    def _ask_all(self, call: Any, requests: Iterable[Any]) -> list[Any]:
         try:
             if self.link.token is None:
                 self.link.token = self._new_token()
-            answers = self._send_all(call, requests, self.link.token)
-            ended = [at for at, answer in enumerate(answers) if answer is None]
-            if ended:
-                # The token has ended, by default after 300 s without use. A request refused for that has done
-                # nothing, so it can be sent again.
-                self.link.token = self._new_token()
-                for at in ended:
-                    answers[at] = self._send(call, requests[at], self.link.token)
+            answers = []
+            for request, answer in self._sent(call, requests, self.link.token):
+                try:
+                    answers.append(answer())
+                except self._grpc.RpcError as exc:
+                    if self._credentials is None or exc.code() is not self._grpc.StatusCode.UNAUTHENTICATED:
+                        raise
+                    # The token has ended, by default after 300 s without use. A request refused for that has done
+                    # nothing, so it can be sent again.
+                    self.link.token = self._new_token()
+                    answers.append(self._send(call, request, self.link.token))
         except self._grpc.RpcError as exc:
             said = f"{exc.code().name}: {exc.details() or ''}"
             raise StoreUnavailable(self._explained(said)) from self._secrets.harmless(exc)
-        except ValueError as exc:  # gRPC's way to say that another thread has closed the channel
-            raise StoreUnavailable(self._explained(str(exc))) from self._secrets.harmless(exc)
+        # gRPC's ways to say that another thread has closed the channel.
+        except (ValueError, self._grpc.FutureCancelledError) as exc:
+            raise StoreUnavailable(self._explained(repr(exc))) from self._secrets.harmless(exc)
         return answers
 
-    def _send_all(self, call: Any, requests: Sequence[Any], token: _Token) -> list[Any]:
-        """Return the answers; None instead of one that was refused since the token has ended."""
-        left_s = max(0.0, self._give_up_at - time.monotonic())
-        first, *others = requests
-        # A lone request, as nearly all are, needs no thread of gRPC's.
-        under_way = [call.future(request, timeout=left_s, metadata=token) for request in others]
-        waiting = [partial(self._send, call, first, token), *(one.result for one in under_way)]
-        answers: list[Any] = []
-        for answer in waiting:
-            try:
-                answers.append(answer())
-            except self._grpc.RpcError as exc:
-                if self._credentials is None or exc.code() is not self._grpc.StatusCode.UNAUTHENTICATED:
-                    raise
-                answers.append(None)
-        return answers
+    def _sent(self, call: Any, requests: Iterable[Any], token: _Token) -> list[tuple[Any, Callable[[], Any]]]:
+        """Send requests; returns each with what waits for its answer."""
+        given = iter(requests)
+        first, second = next(given, None), next(given, None)
+        if second is None:
+            # A lone request, as nearly all are, needs no thread of gRPC's.
+            return [] if first is None else [(first, lambda: self._send(call, first, token))]
+        return [(request, self._send(call.future, request, token).result) for request in chain((first, second), given)]
 
     def _send(self, call: Any, request: Any, token: _Token) -> Any:
         return call(request, timeout=max(0.0, self._give_up_at - time.monotonic()), metadata=token)
