@@ -68,6 +68,7 @@ class Dispatch:
             anchor=self._agenda.first_record,
             learnt=self._agenda.schedule,
             may_take=self._agenda.may_take,
+            may_begin=lambda: self._store_loss.unchanged() and self._may_go_on(),
         )
         self._send = send
         self._outbox = Outbox(
