@@ -163,7 +163,7 @@ class NodePool:
         if gap:
             since = now
             self._give_time(now)
-        # What has changed while nothing could be read may have been written at any time since: it does not tell the time.
+        # What changed while nothing could be read may have been written at any time since: it does not tell the time.
         dated = now - self.view.polled_at <= min(self.ttl_s / 5, 1.0)
         for membership, member in members.items():
             pulse, seen_at = self._pulses.get(membership, (None, now))

@@ -96,8 +96,8 @@ def may_claim(version: Version | None, mine: Version, live: Collection[int]) -> 
     return (
         version is None
         or version.fingerprint == mine.fingerprint
-        # Another entry under my own epoch was numbered before the register was lost, which counts from one again: nobody
-        # else would ever claim it.
+        # Another version under my own epoch was numbered before the register was lost, which counts from one again:
+        # nobody else would ever claim it.
         or version.epoch <= mine.epoch
         or version.epoch not in live
     )
