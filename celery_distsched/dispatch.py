@@ -77,6 +77,7 @@ class Dispatch:
             learnt=self._agenda.schedule,
             may_take=self._agenda.may_take,
             trusted=self._trusted,
+            may_begin=lambda: self._store_loss.unchanged() and self._may_go_on(),
         )
         self._send = send
         self._outbox = Outbox(

@@ -47,6 +47,7 @@ class Ledger:
         learnt: Callable[[Sequence[str]], None],
         may_take: Callable[[str], bool] = lambda name: True,
         trusted: Callable[[], bool] = lambda: True,
+        may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
         """Keep what is needed.
 
@@ -60,6 +61,7 @@ class Ledger:
             learnt: Called with the names of entries of the share whose records are now known, or have changed.
             may_take: Whether what the dead left open of an entry is for this node to take over.
             trusted: Whether this node may act as the member whose marks it makes; asked just before each write.
+            may_begin: Asked before first records are written, after it was read that there are none.
         """
         self.share: Collection[str] = ()
         #: My membership, as these holdings know it.
@@ -87,6 +89,7 @@ class Ledger:
         self._news: list[str] = []
         self._may_take = may_take
         self._trusted = trusted
+        self._may_begin = may_begin
         #: Entries of mine with somebody else's open mark.
         self._watched: set[str] = set()
         self._watched_at = float("-inf")
@@ -152,7 +155,8 @@ class Ledger:
                 else:
                     anchors[name] = Move(None, self._anchor(name), fenced=True)
             self._tell()
-            self.swap(anchors)
+            if anchors and self._may_begin():
+                self.swap(anchors)
         self._slim()
 
     def watch(self) -> None:
@@ -174,8 +178,19 @@ class Ledger:
             self.suspicious = (
                 f"entry {name!r} was last claimed for {iso(known.last)}, and the store says {iso(record.last)}"
             )
+        elif known is not None and (at := self._reopened(name, known, record)) is not None:
+            self.suspicious = f"entry {name!r}, instant {iso(at)}, was confirmed, and the store shows it unsent"
         else:
             self._know(name, record)
+
+    def _reopened(self, name: str, known: Record, record: Record) -> int | None:
+        """Return an instant that is marked as mine, though it was closed when I last looked and I do not hold it."""
+        holding = self.holdings.get(name)
+        held = holding.phases if holding is not None else {}
+        for at, mark in record.open.items():
+            if node_of(mark) == node_of(self.me) and at <= known.last and at not in known.open and at not in held:
+                return at
+        return None
 
     def _parsed(self, name: str, text: str) -> Record | None:
         try:

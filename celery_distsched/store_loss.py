@@ -9,6 +9,9 @@ of it. Then each node
 2. claims nothing until every live node has done so, or for one TTL;
 3. leaves alone for two TTLs what is neither there nor remembered, and starts it from now after that. Absent never means
    due: there is no burst of old runs.
+
+Who joins an empty store cannot tell whether it is new, or has just lost everything and those who remember are yet to
+join it again. So in a ledger that looks new nothing starts for half a TTL: nodes are back, and heard of, sooner.
 """
 
 from __future__ import annotations
@@ -40,8 +43,10 @@ class Generation:
     name: str
     #: The server that it was written on, where the store can tell one from another.
     server: str
-    #: When the loss was noticed, in microseconds of cluster time; 0: nothing was lost, the ledger was new.
+    #: When it was written, in microseconds of cluster time.
     since_us: int
+    #: Whether nobody knew of another then: nothing was lost.
+    new: bool
 
     def text(self) -> str:
         """Return the mark as it is stored."""
@@ -52,7 +57,7 @@ class Generation:
         """Read a mark; None where there is none, or something else."""
         try:
             stored = json.loads(text or "")
-            return cls(str(stored["name"]), str(stored["server"]), int(stored["since_us"]))
+            return cls(str(stored["name"]), str(stored["server"]), int(stored["since_us"]), bool(stored["new"]))
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -77,6 +82,8 @@ class StoreLoss:
         self._entries = entries
         self._known: Generation | None = None
         self._checked_at = float("-inf")
+        #: The membership under which that was.
+        self._checked_as: str | None = None
         self._to_put_back: set[str] = set()
         self._held_until = float("-inf")
         self._holding = False
@@ -91,9 +98,10 @@ class StoreLoss:
         if self._holding:
             # What shows meanwhile, as by a confirm of what was sent, is the same loss; in the end all is read again.
             self._ledger.suspicious = ""
-        if self._ledger.suspicious or now - self._checked_at >= min(self._pool.ttl_s / 10, 0.5):
+        due = now - self._checked_at >= min(self._pool.ttl_s / 10, 0.5)
+        # What made me join again may be that another server has taken the store's place.
+        if due or self._ledger.suspicious or self._checked_as != view.me:
             self._check(view)
-            self._checked_at = now
         for _ in range(_ROUNDS):
             if self._to_put_back:
                 self._put_back()
@@ -102,7 +110,13 @@ class StoreLoss:
             # While everybody wrote, everything may have changed.
             self._ledger.unread.update(self._ledger.share)
             logger.warning("the ledger is whole again, as far as anybody remembers it; going on")
-        return not self._holding
+        return not self._holding and self._known is not None and self._checked_as == view.me
+
+    def unchanged(self) -> bool:
+        """Whether the ledger is the one that I know: only then is new what it does not hold."""
+        (text,) = self._driver.read([_KEY])
+        stored = Generation.parse(text)
+        return stored is not None and self._known is not None and stored.name == self._known.name
 
     # Notice
 
@@ -111,18 +125,22 @@ class StoreLoss:
         self._progress.at = self._clock.elapsed()
         stored, server = Generation.parse(text), self._driver.incarnation
         known = self._known is not None and stored is not None and stored.name == self._known.name
+        young = stored is not None and stored.new and self._clock.elapsed() < self._ledger.anchor_from
+        if known and young and self._others_know_another(view):
+            self._ledger.suspicious = "it looked new, and a node that has joined remembers another"
         signs = self._ledger.suspicious or "its mark is not the one that was there, or of another server"
         if stored is None or stored.server != server or (known and self._ledger.suspicious):
-            # Where nobody knows of a ledger, there was none: what is not there is new.
-            if not self._pool.trusted():  # reading may have taken its time
+            new = self._known is None and stored is None and not self._others_know_another(view)
+            if not self._pool.trusted():
+                # Reading has taken its time.
                 return
-            new = self._known is None and stored is None and not self._others_know(view)
-            stored = Generation(secrets.token_hex(4), server, 0 if new else self._now_us())
+            stored = Generation(secrets.token_hex(4), server, self._now_us(), new)
             (answer,) = self._driver.swap([Swap(_KEY, text, stored.text())], view.me)
             if not answer.won:
                 return
             known = False
         self._ledger.suspicious = ""
+        self._checked_at, self._checked_as = self._clock.elapsed(), view.me
         if not known:
             self._take_on(stored, signs)
 
@@ -131,6 +149,7 @@ class StoreLoss:
         self._known = generation
         age_s = (self._now_us() - generation.since_us) / 1e6
         now, ttl_s = self._clock.elapsed(), self._pool.ttl_s
+        hold_s, wait_s = (0.0, ttl_s / 2) if generation.new and not remembers else (ttl_s, 2 * ttl_s)
         if remembers:
             logger.error(
                 "the store has lost data, or another server has taken its place (%s; %s): putting back what this node"
@@ -143,12 +162,14 @@ class StoreLoss:
             age_s = 0.0
         else:
             self._progress.generation = generation.name
-        self._held_until = now + ttl_s - age_s
+        self._held_until = now + hold_s - age_s
         self._holding = now < self._held_until
-        self._ledger.anchor_from = now + 2 * ttl_s - age_s
+        self._ledger.anchor_from = now + wait_s - age_s
 
-    def _others_know(self, view: View) -> bool:
-        return any(info.generation for membership, info in view.alive.items() if membership != view.me)
+    def _others_know_another(self, view: View) -> bool:
+        mine = "" if self._known is None else self._known.name
+        others = (info.generation for membership, info in view.alive.items() if membership != view.me)
+        return any(generation not in ("", mine) for generation in others)
 
     # Put back
 
@@ -164,6 +185,8 @@ class StoreLoss:
                     self._to_put_back.discard(name)
                 else:
                     moves[name] = move
+            if not self._pool.trusted():
+                return
             # Another node may have put back less in the meantime: an entry is done when the store shows all of it.
             self._ledger.swap(moves)
         self._ledger.suspicious = ""

@@ -68,6 +68,7 @@ def test_an_entry_of_which_another_puts_back_less_is_not_done() -> None:
     loss = StoreLoss(mine, ledger, pool, progress, clock, lambda: [NAME])
     ledger.own({NAME}, gained={NAME}, lost=())
     assert loss.settled(pool.view)
+    clock.now += TTL_S
     ledger.read(ledger.unread)
     mine._store.ledger.clear()
     clock.now += 1
@@ -82,3 +83,18 @@ def test_an_entry_of_which_another_puts_back_less_is_not_done() -> None:
     mine.swap = after_the_other  # type: ignore[method-assign]
     loss.settled(pool.view)
     assert other.read([NAME]) == [Record(10).text()]
+
+
+def test_an_instant_that_is_marked_as_mine_again_after_it_was_confirmed_shows_a_loss(ledger: Ledger) -> None:
+    """The store went back by one write, and does not name its server: the confirm is gone, and `last` is equal."""
+    ledger.me = "me#1"
+    ledger.own({NAME}, gained={NAME}, lost=())
+    ledger.read(ledger.unread)
+    ledger._driver.store.record = Record(10, {10: "me#1"})  # type: ignore[attr-defined]
+    ledger.read([NAME])
+    assert "was confirmed" in ledger.suspicious
+    assert ledger.memory(NAME) == Record(10)
+    assert not ledger.busy
+    move = ledger.restoring(NAME, Record(10, {10: "me#1"}).text())
+    assert move is not None
+    assert move.new == Record(10)

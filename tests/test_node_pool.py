@@ -320,7 +320,7 @@ def test_the_time_of_a_live_node_is_taken_over_once_its_heartbeat_is_seen_to_cha
 def test_a_heartbeat_that_was_written_while_nothing_could_be_read_does_not_say_what_time_it_is(
     pool: NodePool, clock: VirtualClock, store: bool
 ) -> None:
-    """The store is down soon after a node has joined: what it shows when it is back may be as old as the outage."""
+    """The store is down soon after a node has joined: what it shows then may be as old as the outage is long."""
 
     def heartbeat(pulse: int, at: float) -> Member:
         at_us = microseconds(EPOCH_S + at)

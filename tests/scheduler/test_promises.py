@@ -118,7 +118,7 @@ def test_two_first_sights_make_one_anchor(cluster: Cluster) -> None:
     for beat in beats:
         look_together(beat)
         beat.start()
-    until(lambda: all(beat.ready for beat in beats))
+    until(lambda: all(beat.ready and "a" in beat.inner.dispatch.ledger.holdings for beat in beats))
     assert not both_have_looked.broken
     assert [beat.inner.dispatch.ledger.holdings["a"].record for beat in beats] == 2 * [cluster.record("a")]
 

@@ -28,7 +28,7 @@ def every(seconds: float, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("change", [{}, {"args": ("new",)}])
 def test_a_countdown_survives_a_restart_and_an_edit(cluster: Cluster, change: dict[str, Any]) -> None:
     before = cluster.beat({"a": every(1.5)})
-    before.tick_until(lambda: before.ready)
+    before.tick_until(lambda: cluster.record("a"))
     anchor = cluster.record("a").last  # type: ignore[union-attr]
     before.close()
     # Half the countdown passes with nobody there.
@@ -123,7 +123,7 @@ def test_a_bad_entry_costs_no_other(cluster: Cluster, caplog: pytest.LogCaptureF
     }
     cluster.seed("first", "last")
     beat = cluster.beat({"first": HOURLY, **bad, "last": HOURLY})
-    beat.tick_until(lambda: len(cluster.sent()) >= 2)
+    beat.tick_until(lambda: len(cluster.sent()) >= 2 and cluster.record("impossible"))
     over = now_us() + 500_000
     beat.tick_until(lambda: now_us() > over)
     assert sorted(sent.entry for sent in cluster.sent()) == ["first", "last"]

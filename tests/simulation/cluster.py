@@ -12,6 +12,7 @@ from celery_distsched.drivers import StoreUrl
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.instants import CatchUp
 from celery_distsched.instants.interval import Interval
+from celery_distsched.record import node_of
 from celery_distsched.settings import Settings
 from tests.simulation.broker import Broker
 from tests.simulation.node import Node
@@ -31,7 +32,7 @@ class Cluster:
         self.plan, self.seed, self.node_class, self.skips = plan, seed, node_class, skips
         self.world = World(seed)
         self.settings = Settings(StoreUrl("sim"), node_ttl=5.0, delivery=plan.delivery)
-        self.store = Store(self.world, has_clock=plan.store_clock)
+        self.store = Store(self.world, has_clock=plan.store_clock, has_name=plan.store_name)
         self.broker = Broker()
         self.errors_s = {f"host{number}": self.world.random.uniform(-plan.skew_s, plan.skew_s) for number in range(3)}
         self.promises: Promises = node_class.promises_class(self)
@@ -126,9 +127,14 @@ class Cluster:
     def _quiet(self) -> bool:
         members = set(self.store.nodes)
         self.nodes = [node for node in self.nodes if node.process.alive]
-        if not members or self.promises.unsettled or len(members) != len(self.nodes):
+        if not members or sorted(map(node_of, members)) != sorted(node.node_id for node in self.nodes):
             return False
-        return all(node.serves and node.quiet(members) for node in self.nodes)
+        return (
+            all(node.serves and node.quiet(members) for node in self.nodes)
+            and not any(loss.plain and loss.noticed_at is None for loss in self.promises.losses.felt)
+            and len({node.progress.generation for node in self.nodes}) == 1
+            and not self.promises.unsettled
+        )
 
     def _skip(self) -> None:
         """Pass over the time in which only heartbeats would come and go.
@@ -141,8 +147,8 @@ class Cluster:
             self.world.skip(seconds)
             for node in self.nodes:
                 node.skip(seconds)
-            self.troubles.clear()
             self.promises.forget_settled()
+            self.troubles.clear()
 
 
 @lru_cache(maxsize=4096)

@@ -7,6 +7,8 @@ from functools import wraps
 from typing import Any
 
 from tests.simulation.cluster import Cluster
+from tests.simulation.losses import LOSS
+from tests.simulation.store import GENERATION
 
 Fault = Callable[[Cluster, Any], None]
 
@@ -124,8 +126,54 @@ def evict(cluster: Cluster, node: Any) -> None:
     """A membership vanishes from the store, under a node that is well."""
     if cluster.store.nodes:
         gone = cluster.world.random.choice(sorted(cluster.store.nodes))
-        del cluster.store.nodes[gone]
+        cluster.store.write(cluster.store.nodes, gone, None)
         cluster.trouble(None, 1.5, "evicted", settle_s=cluster.settings.node_ttl + 2)
+
+
+def wipe(cluster: Cluster, node: Any) -> None:
+    """FLUSHALL, or a server without its disk."""
+    store = cluster.store
+    if cluster.world.random.random() < 0.5:
+        store.another_server()
+    store.clear(store.nodes)
+    store.clear(store.ledger)
+    _lost(cluster, plain=True)
+
+
+def lose_ledger(cluster: Cluster, node: Any) -> None:
+    """The ledger is one key, and it is evicted."""
+    cluster.store.clear(cluster.store.ledger)
+    _lost(cluster, plain=True)
+
+
+def lose_key(cluster: Cluster, node: Any) -> None:
+    """Each record is a key of its own, and one of them is gone: an entry's, the generation or the register."""
+    ledger = cluster.store.ledger
+    if ledger:
+        cluster.store.write(ledger, cluster.world.random.choice(sorted(ledger)), None)
+        _lost(cluster, plain=False)
+
+
+def roll_back(cluster: Cluster, node: Any) -> None:
+    """A replica that lagged takes over, or a snapshot is restored."""
+    random, store = cluster.world.random, cluster.store
+    lag_s = random.choice((0.0, random.uniform(0, 0.1), random.uniform(0, 2), random.uniform(0, 30)))
+    generation = store.ledger.get(GENERATION)
+    store.another_server()
+    store.go_back(cluster.world.now - lag_s)
+    _lost(cluster, plain=bool(store.name), seen=store.ledger.get(GENERATION) not in (None, generation))
+
+
+def _lost(cluster: Cluster, *, plain: bool, seen: bool = False) -> None:
+    """The store has lost data.
+
+    Args:
+        cluster: Whose.
+        plain: Nobody acts on what is left before having noticed.
+        seen: The ledger has a generation of before: to notice that nobody needs to write one.
+    """
+    cluster.promises.losses.happens(plain=plain, seen=seen)
+    cluster.trouble(None, 0.0, LOSS, settle_s=3 * cluster.settings.node_ttl + 2)
 
 
 def stop_broker(cluster: Cluster, node: Any) -> None:
@@ -214,7 +262,7 @@ FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
         crash, leave, join, restart_all, freeze, hang, cut, cut_writes, deafen, slow_down, stop_store, flaky_store,
-        evict, stop_broker, cut_broker, shaky_broker, step_clock,
+        evict, wipe, lose_ledger, lose_key, roll_back, stop_broker, cut_broker, shaky_broker, step_clock,
         step_store_clock, deploy,
     )
 }  # fmt: skip

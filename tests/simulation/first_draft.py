@@ -52,7 +52,7 @@ class DraftDriver(SimulatedDriver):
         self.cluster.promises.acts(self.node, "claims")
 
         def step() -> dict[str, Answer]:
-            self.store.check(fence)
+            self.store.check(fence, self.incarnation)
             return {swap.key: self._compared(swap, fence, began[swap.key]) for swap in swaps}
 
         answers: dict[str, Answer] = self._call(step, write=True)
@@ -71,7 +71,7 @@ class DraftDriver(SimulatedDriver):
             new = new._replace(
                 open=self._kept(old, swap) | {at: mark for at, mark in new.open.items() if at > old.last}
             )
-        self.store.ledger[swap.key] = new.text()
+        self.store.write(self.store.ledger, swap.key, new.text())
         self.cluster.promises.wrote(self.node, fence, swap.key, found, new.text(), since, {})
         return Answer(True, swap.new)
 
@@ -81,7 +81,7 @@ class DraftDriver(SimulatedDriver):
         old = Record.parse(found)
         record = old._replace(open=self._kept(old, swap)).text()
         if record != found:
-            self.store.ledger[swap.key] = record
+            self.store.write(self.store.ledger, swap.key, record)
             self.cluster.promises.wrote(self.node, fence, swap.key, found, record, self.world.time_us, {})
         return Answer(True, swap.new)
 

@@ -198,6 +198,11 @@ class Node(Victim):
         ttl_s = self.cluster.settings.node_ttl
         return self.driver.renewal_began + ttl_s - min(ttl_s / 10, 0.5)
 
+    @property
+    def putting_back(self) -> bool:
+        """Whether it reads what is not its own, after the store has lost data."""
+        return bool(self.dispatch._store_loss._to_put_back)
+
     def holds(self, name: str, instant: int) -> bool:
         """Whether it knows that this claim is its own."""
         holding = self.dispatch.ledger.holdings.get(name)
@@ -209,8 +214,10 @@ class Node(Victim):
         settled = (
             not self.interrupts.holding and self.progress.ready and self.dispatch._outbox.open and self.pool.trusted()
         ) and self.pool._time._step is None
-        idle = not ledger.busy and not ledger.unread and not ledger._watched
-        return settled and idle and view.alive.keys() == members and all(info.active for info in view.alive.values())
+        idle = not ledger.busy and not ledger.unread and not ledger._watched and not ledger._absent
+        loss_is_over = not self.dispatch._store_loss._holding
+        agreed = view.alive.keys() == members and all(info.active for info in view.alive.values())
+        return settled and idle and loss_is_over and agreed
 
     def next_s(self) -> float:
         """The calendar's time of the next instant, in seconds since the start."""

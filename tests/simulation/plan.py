@@ -29,6 +29,8 @@ class Plan:
     same_redis: bool
     #: Whether the store has a clock to ask (as Redis has), or not (as etcd and Consul).
     store_clock: bool
+    #: Whether the store says which server it is (as Redis and SQLite do), or not (as etcd and Consul).
+    store_name: bool
     #: The wall clocks of the hosts are wrong by up to this.
     skew_s: float
     #: Whether a deploy may change what there is to run.
@@ -64,6 +66,7 @@ class Plan:
             deploys=random.random() < 0.3,
             steps=random.random() < 0.3,
             gap_s=random.choice((900.0, 3600.0, 7200.0)),
+            store_name=same_redis or random.random() < 0.5,
         )
 
     def but(self, **changes: object) -> Plan:

@@ -6,14 +6,15 @@ membership last renewed, and what has happened to whom.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from celery_distsched.instants import jitter
 from celery_distsched.record import HANDED_BACK, Record, node_of
+from tests.simulation.losses import LOSS, Losses, parse
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
@@ -24,8 +25,6 @@ _IN_TIME_S = 1.0
 _CONFIRMED_S = 2.0
 #: What may lie between the clocks of the store and its reader, in seconds.
 _TRIP_S = 0.2
-
-parse = lru_cache(maxsize=4096)(Record.parse)
 
 
 class Broken(AssertionError):
@@ -41,6 +40,8 @@ class Run:
     """One occurrence, from its claim on."""
 
     claimed_at: float
+    #: Mark → since when it was, or is, the one that is to send it.
+    holders: dict[str, float] = field(default_factory=dict)
     #: (when, by whom, which attempt) of each message that the broker has.
     messages: list[tuple[float, Any, int]] = field(default_factory=list)
     #: (when, by whom) of each attempt's last look before it was written.
@@ -50,6 +51,8 @@ class Run:
     pushed: bool = False
     counted: bool = False
     closed: bool = False
+    #: It is open again, after it was settled: since when nobody had anything to do with it.
+    settled_at: float | None = None
 
 
 class Promises:
@@ -62,9 +65,10 @@ class Promises:
         self.hand_over_us = round(cluster.settings.hand_over_s * 1e6)
         #: How far cluster time may be from the calendar.
         self.skew_us = round((_TRIP_S + cluster.plan.skew_s) * 1e6)
-        #: Without a clock to ask it may be late by as much as a heartbeat was on its way; never early.
-        self.late_us = self.skew_us + (0 if cluster.plan.store_clock else 8_000_000)
+        #: It may be late by as much as a heartbeat was on its way, and read late; never early.
+        self.late_us = self.skew_us + 2_000_000
         self.runs: dict[tuple[str, int], Run] = {}
+        self.losses = Losses(cluster)
         self.counts: Counter[str] = Counter()
 
     def fail(self, promise: str, what: str) -> None:
@@ -81,9 +85,9 @@ class Promises:
         """A node is about to send: its last look before it writes."""
         self.acts(node, "sends")
         mark = parse(self.store.ledger.get(name) or '{"last":0}').open.get(instant)
-        if mark != node.dispatch.ledger.me:
-            self.fail("one claim", f"{node.dispatch.ledger.me} sends {name} {instant}, which is marked for {mark}")
-        run = self.runs.get((name, instant))
+        run, me = self.runs.get((name, instant)), node.dispatch.ledger.me
+        if mark != me and not (run and me in run.holders and self.losses.since(run.holders[me])):
+            self.fail("one claim", f"{me} sends {name} {instant}, which is marked for {mark}")
         if run is not None:
             run.attempts.append((self.world.now, node))
 
@@ -107,11 +111,18 @@ class Promises:
         self.counts["messages"] += 1
         run = self.runs.get((name, instant))
         if run is None:
-            self.fail("one claim", f"{node.node_id} sent {name} {instant}, which nobody has claimed, or long ago")
+            if not self._forgotten(node, name, instant):
+                self.fail("one claim", f"{node.node_id} sent {name} {instant}, which nobody has claimed, or long ago")
             return
         run.messages.append((self.world.now, node, attempt))
-        if len(run.messages) == 1:
+        if len(run.messages) == 1 and run.settled_at is None:
             return
+        since = run.claimed_at if run.settled_at is None else run.settled_at
+        if self.losses.excuse(node, name, instant, since):
+            self.counts["sent again after a loss"] += 1
+            return
+        if run.settled_at is not None:
+            self.fail("store loss", f"{node.node_id} sends {name} {instant} again, which was settled")
         self.counts["sent again"] += 1
         story = ", ".join(f"{sender.node_id} at {at:.3f} (attempt {which})" for at, sender, which in run.messages)
         if self.at_most_once or run.pushed:
@@ -158,19 +169,41 @@ class Promises:
         pushed: Mapping[int, str],
     ) -> None:
         """A record was changed in the store. The writer has worked it out at `since_us`."""
-        new = parse(after)
+        self._wrote(node, fence, name, before, parse(after), since_us, pushed)
+        self.losses.wrote(name, parse(after).last)
+
+    def _wrote(
+        self,
+        node: Any,
+        fence: str | None,
+        name: str,
+        before: str | None,
+        new: Record,
+        since_us: int,
+        pushed: Mapping[int, str],
+    ) -> None:
+        upto, _ = self.losses.upto.get(name, (None, 0.0))
+        if self.losses.felt and upto is not None and (before is None or new.last <= upto):
+            self._put_back(node, name, before, new, upto)
+            self._changed(node, fence, name, Record(0) if before is None else parse(before), new)
+            return
         if before is None:
+            if upto is not None:
+                self.fail("one claim", f"{node.node_id} writes {name} anew, of which there was a record")
             if new.last > self.world.time_us + self.skew_us or new.open:
-                self.fail("instants", f"{name} begins as {after}")
+                self.fail("instants", f"{name} begins as {new}")
             return
         old = parse(before)
         if new.last < old.last:
             self.fail("one claim", f"{name}: last fell from {old.last} to {new.last}")
         opened = sorted([*(at for at in new.open if at not in old.open), *pushed])
         if opened or new.last != old.last:
-            self._claimed(node, fence, name, old.last, new, opened, since_us)
+            self._claimed(node, fence, name, old.last, new, opened, since_us, upto or 0)
             for at in pushed:
                 self.runs[name, at].pushed = self.runs[name, at].closed = True
+        self._changed(node, fence, name, old, new)
+
+    def _changed(self, node: Any, fence: str | None, name: str, old: Record, new: Record) -> None:
         for at, mark in old.open.items():
             if at not in new.open:
                 self._closed(node, name, at, mark)
@@ -178,7 +211,15 @@ class Promises:
                 self._passed_on(node, fence, name, at, mark, new.open[at])
 
     def _claimed(
-        self, node: Any, fence: str | None, name: str, last: int, new: Record, opened: list[int], since_us: int
+        self,
+        node: Any,
+        fence: str | None,
+        name: str,
+        last: int,
+        new: Record,
+        opened: list[int],
+        since_us: int,
+        upto: int,
     ) -> None:
         planned, now_us = node.entries[name], self.world.time_us
         self._must_be_newest(node, name, planned.fingerprint)
@@ -190,14 +231,17 @@ class Promises:
                 self.fail("one claim", f"{node.node_id} marks {name} {at} for {new.open[at]}, and is {fence}")
             if at > now_us + self.skew_us:
                 self.fail("clocks", f"{node.node_id} claims {name} {at} {(at - now_us) / 1e6:.3f} s too early")
-            self.runs[name, at] = Run(self.world.now)
+            if at <= upto:
+                self._open_again(fence, name, at)
+            else:
+                self.runs[name, at] = Run(self.world.now, {fence or "": self.world.now})
         if name.startswith("only") and not opened:
             return  # what a deploy brings back starts from now
         due = list(planned.rule.newest_first(last, new.last))
         if due[:1] != [new.last] or not set(opened) <= set(due):
             self.fail("instants", f"{name}: {opened} up to {new.last} after {last} are not on its grid")
             return
-        skipped = [at for at in due if at not in opened]
+        skipped = [at for at in due if at not in opened and at > upto]
         self.counts["skipped"] += len(skipped)
         # Worked out at `since_us`; the newest that may have been old by then, and the oldest that may have been fresh.
         old_us = since_us - self.hand_over_us + self.skew_us
@@ -214,6 +258,53 @@ class Promises:
         if planned.catch_up.policy == "latest" and not opened:
             self.fail("catch-up", f"{name}: nothing is sent for {skipped}")
 
+    # After a loss
+
+    def wrote_generation(self, node: Any, text: str) -> None:
+        """A node says that the store has lost data, or that there was none."""
+        if not self.losses.noticed() and not json.loads(text)["new"]:
+            self.fail("store loss", f"{node.node_id} has noticed one where there was none")
+        self.cluster.trouble(None, 0.0, LOSS, settle_s=3 * self.ttl_s + 2)
+
+    def _put_back(self, node: Any, name: str, before: str | None, new: Record, upto: int) -> None:
+        """The store held more of an entry than it does, and is told again what it was, or another beginning."""
+        if new.last > upto and not self._forgotten(node, name, upto):
+            self.fail("store loss", f"{name} starts from now, and somebody knows what it was")
+        old = Record(0) if before is None else parse(before)
+        if new.last < old.last:
+            self.fail("one claim", f"{name}: last fell from {old.last} to {new.last}")
+        for at, mark in new.open.items():
+            if at not in old.open and at <= upto and mark != HANDED_BACK:
+                self._open_again(mark, name, at)
+
+    def _open_again(self, mark: str | None, name: str, at: int) -> None:
+        """An instant is open that was so before: nothing is wrong with that as long as nobody has sent it."""
+        run = self.runs.get((name, at))
+        if run is None:
+            run = self.runs[name, at] = Run(self.world.now, settled_at=self.losses.upto[name][1])
+        run.closed = False
+        run.holders[mark or ""] = self.world.now
+
+    def _forgotten(self, node: Any, name: str, at: int) -> bool:
+        """Whether nobody has to know any more that an instant was settled."""
+        upto, since = self.losses.upto.get(name, (-1, 0.0))
+        return at <= upto and self.losses.excuse(node, name, at, since)
+
+    def _settle_lost(self) -> None:
+        """Everybody is at rest: what the store does not hold open is not going to be sent any more."""
+        for (name, at), run in self.runs.items():
+            if run.closed or not self.losses.since(run.claimed_at):
+                continue
+            text = self.store.ledger.get(name)
+            if text is None or at in parse(text).open:
+                continue
+            run.closed = True
+            mark = max(run.holders, key=lambda mark: run.holders[mark], default="")
+            holder = next((node for node in self.cluster.serving if node.node_id == node_of(mark)), None)
+            sent = run.messages or run.counted or run.settled_at is not None
+            if not sent and holder is not None and self.losses.well(holder):
+                self.fail("store loss", f"{name} {at} was claimed by {mark}, is lost, and nobody has counted it")
+
     def _must_be_newest(self, node: Any, name: str, fingerprint: str) -> None:
         peace_s = self.world.now - self.cluster.unsettled_until
         for other in self.cluster.serving if peace_s > 0 else []:
@@ -229,6 +320,8 @@ class Promises:
             return
         if to != fence:
             self.fail("one claim", f"{node.node_id} marks {name} {at} for {to}, and is {fence}")
+        if (run := self.runs.get((name, at))) is not None:
+            run.holders[to] = self.world.now
         if mark != HANDED_BACK:
             self.counts["taken over"] += 1
             self._must_be_dead(node, name, at, mark)
@@ -243,7 +336,12 @@ class Promises:
     def _closed(self, node: Any, name: str, at: int, mark: str) -> None:
         run = self.runs.get((name, at))
         if run is None:
-            self.fail("one claim", f"{node.node_id} closes {name} {at}, which nobody has claimed")
+            if not self.losses.felt:
+                self.fail("one claim", f"{node.node_id} closes {name} {at}, which nobody has claimed")
+            return
+        if run.settled_at is not None or self.losses.since(run.claimed_at):
+            # It may have come back with an old record; in the end it is seen whether it was sent.
+            run.closed = run.closed or bool(run.messages)
             return
         run.closed = True
         if any(sender is node for _, sender, _ in run.messages):
@@ -263,16 +361,18 @@ class Promises:
             return
         late_us = self.world.time_us - round(_IN_TIME_S * 1e6) - self.skew_us
         for name, planned in cluster.carried().items():
-            text = self.store.ledger.get(name)
-            if text is None:
-                self.fail("mixed versions", f"{name} has no record")
-                continue
-            record = parse(text)
-            for at in record.open:
-                if now - self.runs[name, at].claimed_at > _IN_TIME_S:
-                    self.fail("failover", f"{name} {at} stays open in peace: {text}")
             assert planned.rule is not None
-            due = planned.rule.after(record.last)
+            text = self.store.ledger.get(name)
+            last, _ = self.losses.upto.get(name, (-1, 0.0))
+            if text is not None:
+                for at in parse(text).open:
+                    run = self.runs.get((name, at))
+                    if run is None or now - run.claimed_at > _IN_TIME_S:
+                        self.fail("failover", f"{name} {at} stays open in peace: {text}")
+            if (text is None or parse(text).last < last) and not self.losses.felt:
+                self.fail("mixed versions" if text is None else "store loss", f"{name} has lost its record: {text}")
+            # What nobody has noticed yet has to be noticed when the next instant falls due.
+            due = planned.rule.after(last)
             if due is not None and due < late_us:
                 delay = jitter(name, due, planned.jitter_s, planned.rule.after(due)) if planned.jitter_s else 0
                 if due + delay < late_us:
@@ -283,6 +383,8 @@ class Promises:
     @property
     def unsettled(self) -> bool:
         """Whether a claim is open, of an entry that somebody carries."""
+        if self.losses.felt:
+            self._settle_lost()
         carried = self.cluster.carried()
         return any(not run.closed and name in carried for (name, _), run in self.runs.items())
 
@@ -290,3 +392,7 @@ class Promises:
         """All that was claimed is closed: from here on, a message of one of these is one too many."""
         self.counts["runs"] += len(self.runs)
         self.runs.clear()
+        carried = self.cluster.carried()
+        for name in self.losses.settle(self.store.ledger):
+            if name in carried:
+                self.fail("store loss", f"{name} stays at {self.store.ledger.get(name)}, and somebody knows better")

@@ -117,7 +117,7 @@ def _() -> Any:
 
 @_rule("the store checks the fence in the same step")
 def _() -> Any:
-    return patch.object(Store, "check", lambda self, fence: None)
+    return patch.object(Store, "check", lambda self, fence, name: None)
 
 
 # The ledger

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celery_distsched import store_loss
 from celery_distsched.drivers import Answer, Driver, Member, StoreUrl, Swap
-from celery_distsched.drivers.base import Claim, Pushing, PushRefused
+from celery_distsched.drivers.base import Claim, Elsewhere, Pushing, PushRefused
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.schedule_epoch import RESERVED
 from tests.simulation.world import EPOCH_S, World
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
+
+#: Where the ledger's own mark is kept.
+GENERATION = store_loss._KEY
+#: How many writes a store can go back by.
+_UNDONE = 20_000
 
 
 @dataclass
@@ -33,10 +40,14 @@ class Network:
 class Store:
     """What the store holds; each of its methods is one atomic step."""
 
-    def __init__(self, world: World, *, has_clock: bool) -> None:
+    def __init__(self, world: World, *, has_clock: bool, has_name: bool) -> None:
         self.world, self.has_clock = world, has_clock
         self.nodes: dict[str, Member] = {}
         self.ledger: dict[str, str] = {}
+        #: Which server this is, where it has a name.
+        self.name = "server1" if has_name else ""
+        #: (when, in what, key, what was there before) of each write, the last ones: to go back by.
+        self._before: deque[tuple[float, dict[str, Any], str, Any]] = deque(maxlen=_UNDONE)
         #: When each membership last showed life, on `World.now`; kept after it has gone.
         self.renewed_at: dict[str, float] = {}
         self.down_until = 0.0
@@ -49,20 +60,47 @@ class Store:
         return round((EPOCH_S + self.world.time + self.clock_error_s) * 1e6) if self.has_clock else None
 
     def join(self, membership: str, info: str) -> int | None:
-        self.nodes[membership] = Member("1", info)
+        self.write(self.nodes, membership, Member("1", info))
         self.renewed_at[membership] = self.world.now
         return self.clock_us()
 
-    def renew(self, membership: str, info: str) -> int | None:
-        if membership not in self.nodes:
+    def renew(self, membership: str, info: str, name: str) -> int | None:
+        if membership not in self.nodes or name != self.name:
             raise LeaseLost(membership)
-        self.nodes[membership] = Member(str(int(self.nodes[membership].pulse) + 1), info)
+        self.write(self.nodes, membership, Member(str(int(self.nodes[membership].pulse) + 1), info))
         self.renewed_at[membership] = self.world.now
         return self.clock_us()
 
-    def check(self, fence: str | None) -> None:
-        if fence is not None and fence not in self.nodes:
+    def check(self, fence: str | None, name: str) -> None:
+        if fence is not None and (fence not in self.nodes or name != self.name):
             raise LeaseLost(fence)
+
+    def write(self, what: dict[str, Any], key: str, value: Any) -> None:
+        self._before.append((self.world.now, what, key, what.get(key)))
+        if value is None:
+            what.pop(key, None)
+        else:
+            what[key] = value
+
+    # What it may come to
+
+    def another_server(self) -> None:
+        """Let another server answer from now on."""
+        if self.name:
+            self.name = f"server{int(self.name.removeprefix('server')) + 1}"
+
+    def clear(self, what: dict[str, Any]) -> None:
+        for key in list(what):
+            self.write(what, key, None)
+
+    def go_back(self, to: float) -> None:
+        """Hold again what was held at that time, on `World.now`, or as far back as is known."""
+        while self._before and self._before[-1][0] > to:
+            _, what, key, value = self._before.pop()
+            if value is None:
+                what.pop(key, None)
+            else:
+                what[key] = value
 
 
 @dataclass
@@ -70,7 +108,7 @@ class _Reply:
     """What a call has come to by now."""
 
     value: Any = None
-    error: LeaseLost | None = None
+    error: LeaseLost | Elsewhere | None = None
 
 
 class SimulatedDriver(Driver):
@@ -128,22 +166,23 @@ class SimulatedDriver(Driver):
     def _arrive(step: Callable[[], Any], reply: _Reply) -> None:
         try:
             reply.value = step()
-        except LeaseLost as exc:
+        except (LeaseLost, Elsewhere) as exc:
             reply.error = exc
 
     # Membership
 
     def join(self, membership: str, info: str) -> int | None:
-        began = self.world.now
-        clock_us: int | None = self._call(lambda: self.store.join(membership, info), write=True)
-        self.renewal_began = began
-        return clock_us
+        return self._show(lambda: self.store.join(membership, info))
 
     def renew(self, membership: str, info: str) -> int | None:
+        known = self.incarnation
+        return self._show(lambda: self.store.renew(membership, info, known))
+
+    def _show(self, show: Callable[[], int | None]) -> int | None:
         began = self.world.now
-        clock_us: int | None = self._call(lambda: self.store.renew(membership, info), write=True)
+        clock_us, self.incarnation = self._call(lambda: (show(), self.store.name), write=True)
         self.renewal_began = began
-        return clock_us
+        return clock_us  # type: ignore[no-any-return]
 
     def members(self) -> dict[str, Member]:
         members: dict[str, Member] = self._call(lambda: dict(self.store.nodes), write=False)
@@ -154,7 +193,7 @@ class SimulatedDriver(Driver):
             member = self.store.nodes.get(membership)
             if member is not None and pulse not in (None, member.pulse):
                 return False
-            self.store.nodes.pop(membership, None)
+            self.store.write(self.store.nodes, membership, None)
             return True
 
         return bool(self._call(step, write=True))
@@ -163,7 +202,15 @@ class SimulatedDriver(Driver):
 
     def read(self, keys: Sequence[str]) -> list[str | None]:
         records: list[str | None] = self._call(lambda: [self.store.ledger.get(key) for key in keys], write=False)
+        if not self.node.putting_back:
+            # Who puts back reads everything, and keeps but what is its own.
+            self._told(zip(keys, records, strict=True))
         return records
+
+    def _told(self, records: Iterable[tuple[str, str | None]]) -> None:
+        for key, text in records:
+            if not key.startswith(RESERVED):
+                self.cluster.promises.losses.tell(self.node, key, text)
 
     def _since(self, key: str, new: str) -> int:
         """When this node first tried to write this."""
@@ -172,19 +219,21 @@ class SimulatedDriver(Driver):
     def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
         if not swaps:
             return []
-        promises = self.cluster.promises
+        promises, known = self.cluster.promises, self.incarnation
         began = [self._since(swap.key, swap.new) for swap in swaps]
         if fence is not None:
             promises.acts(self.node, "claims")
 
         def step() -> list[Answer]:
-            self.store.check(fence)
+            self.store.check(fence, known)
             answers = []
             for swap, since in zip(swaps, began, strict=True):
                 found = self.store.ledger.get(swap.key)
                 if found == swap.expected:
-                    self.store.ledger[swap.key] = swap.new
-                    if not swap.key.startswith(RESERVED):
+                    self.store.write(self.store.ledger, swap.key, swap.new)
+                    if swap.key == GENERATION:
+                        promises.wrote_generation(self.node, swap.new)
+                    elif not swap.key.startswith(RESERVED):
                         promises.wrote(self.node, fence, swap.key, found, swap.new, since, {})
                     found = swap.new
                     answers.append(Answer(True, found))
@@ -199,15 +248,18 @@ class SimulatedDriver(Driver):
             raise
         for swap in swaps:
             self._issued.pop((swap.key, swap.new), None)
+        self._told((swap.key, answer.record) for swap, answer in zip(swaps, answers, strict=True))
         return answers
 
     def claim_and_push(self, claims: Sequence[Claim], fence: str) -> Pushing:
         """Claim, and put the messages into the broker's queue, in one step."""
-        promises, now_us = self.cluster.promises, self.world.time_us
+        promises, now_us, known = self.cluster.promises, self.world.time_us, self.incarnation
         promises.acts(self.node, "claims")
 
         def step() -> list[Answer | PushRefused]:
-            self.store.check(fence)
+            self.store.check(fence, self.store.name)
+            if known != self.store.name:
+                raise Elsewhere
             answers: list[Answer | PushRefused] = []
             for claim in claims:
                 found = self.store.ledger.get(claim.key)
@@ -217,7 +269,7 @@ class SimulatedDriver(Driver):
                 if self.world.random.random() < self.cluster.broker.refusals:
                     answers.append(PushRefused("the list is of another kind"))
                     continue
-                self.store.ledger[claim.key] = claim.new
+                self.store.write(self.store.ledger, claim.key, claim.new)
                 pushed = {int(message): "" for message in claim.messages}
                 promises.wrote(self.node, fence, claim.key, found, claim.new, now_us, pushed)
                 for instant in pushed:
@@ -225,7 +277,12 @@ class SimulatedDriver(Driver):
                 answers.append(Answer(True, claim.new))
             return answers
 
-        return lambda: self._call(step, write=True)
+        def answers() -> list[Answer | PushRefused]:
+            found: list[Answer | PushRefused] = self._call(step, write=True)
+            self._told((c.key, a.record) for c, a in zip(claims, found, strict=True) if isinstance(a, Answer))
+            return found
+
+        return answers
 
     def close(self) -> None:
         self._issued.clear()

@@ -1,0 +1,148 @@
+"""What may be forgotten when the store loses data: only what no node in good health has been told of.
+
+Who was told what is taken from the store's answers, not from what the code under test makes of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from celery_distsched.record import Record, node_of
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster import Cluster
+
+#: Owners remember a record for ten minutes after losing its entry; here a little less.
+_REMEMBERED_S = 590.0
+#: What one loss is called among the troubles: it excuses nobody from putting back.
+LOSS = "store loss"
+
+parse = lru_cache(maxsize=4096)(Record.parse)
+
+
+@dataclass
+class Loss:
+    """One loss, and what each node could put back after it."""
+
+    #: On `World.now`.
+    at: float
+    #: Whether each node notices it by itself, before it claims again.
+    plain: bool
+    #: Entry → node → the newest record of it that the node has been told.
+    told: dict[str, dict[Any, Record]]
+    #: When somebody noticed it, or since when anybody can, on `World.now`.
+    noticed_at: float | None = None
+
+
+class Losses:
+    """The losses of one store that may still be felt, and what is known of each entry."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster, self.world = cluster, cluster.world
+        self.felt: list[Loss] = []
+        #: Entry → the latest `last` that the store has ever held, and since when, on `World.now`.
+        self.upto: dict[str, tuple[int, float]] = {}
+        #: Entry → node → what it was told, and when by the calendar.
+        self._told: dict[str, dict[Any, tuple[Record, float]]] = {}
+
+    # What is told
+
+    def tell(self, node: Any, name: str, text: str | None) -> None:
+        """A node has been told what the record of an entry is."""
+        if text is None:
+            return
+        record, nodes = parse(text), self._told.setdefault(name, {})
+        if node not in nodes or nodes[node][0].last <= record.last:
+            nodes[node] = (record, self.world.time)
+
+    def wrote(self, name: str, last: int) -> None:
+        if last > self.upto.get(name, (-1, 0.0))[0]:
+            self.upto[name] = (last, self.world.now)
+
+    # What happens
+
+    def happens(self, *, plain: bool, seen: bool) -> None:
+        """Everything that was told so far may be asked for from now on."""
+        told = {name: self._remembering(name) for name in self._told}
+        self.felt.append(Loss(self.world.now, plain, told, self.world.now if seen else None))
+
+    def _remembering(self, name: str) -> dict[Any, Record]:
+        """Who remembers an entry: its owner, and whoever was told not long ago."""
+        young = self.world.time - _REMEMBERED_S
+        return {
+            node: record
+            for node, (record, at) in self._told[name].items()
+            if node.process.alive and (at > young or name in node.dispatch.ledger.share)
+        }
+
+    def noticed(self) -> bool:
+        """Somebody says that the store has lost data; returns whether it has."""
+        for loss in self.felt:
+            if loss.noticed_at is None:
+                loss.noticed_at = self.world.now
+        return bool(self.felt)
+
+    def settle(self, ledger: Mapping[str, str]) -> list[str]:
+        """Everybody is at rest: what is not back by now does not come back.
+
+        Returns:
+            The entries whose records have gone back though somebody knows better.
+        """
+        old = [name for name, (last, _) in self.upto.items() if name not in ledger or parse(ledger[name]).last < last]
+        unnoticed = [loss for loss in self.felt if loss.noticed_at is None and not loss.plain]
+        if old and unnoticed:
+            # Who was in bad health until now cannot be told later.
+            for loss in unnoticed:
+                loss.told = {
+                    name: {node: record for node, record in told.items() if self._well(node, loss)}
+                    for name, told in loss.told.items()
+                }
+            self.felt = unnoticed
+            return []
+        lost = [name for name in old if not self.excuse(None, name, *self.upto[name])]
+        for name in old:
+            if name in ledger:
+                self.upto[name] = (parse(ledger[name]).last, self.world.now)
+        self.felt = []
+        return lost
+
+    # What it excuses
+
+    def since(self, at: float) -> bool:
+        """Whether the store has lost data since then."""
+        return any(loss.at >= at for loss in self.felt)
+
+    def excuse(self, node: Any, name: str, instant: int, since: float) -> bool:
+        """Whether a node may take an instant for open that was settled once, and was so since then."""
+        return any(not self._known(loss, node, name, instant) for loss in self.felt if loss.at >= since)
+
+    def _known(self, loss: Loss, by: Any, name: str, instant: int) -> bool:
+        """Whether somebody could tell the others in time, or `by` itself was told, that an instant is settled."""
+        told = loss.told.get(name, {})
+        settled = {
+            node
+            for node, record in told.items()
+            # Whoever is to send it itself knows whether it has.
+            if record.last >= instant and node_of(record.open.get(instant, f"{node.node_id}#")) == node.node_id
+        }
+        if by in settled:
+            return True
+        ttl_s = self.cluster.settings.node_ttl
+        unseen = loss.noticed_at is None or self.world.now < loss.noticed_at + ttl_s + 2
+        return not (unseen and not loss.plain) and any(self._well(node, loss) for node in settled)
+
+    def well(self, node: Any) -> bool:
+        """Whether a node has been in good health since the latest loss."""
+        return self._well(node, self.felt[-1])
+
+    def _well(self, node: Any, loss: Loss) -> bool:
+        end = min(self.world.now, loss.at + 3 * self.cluster.settings.node_ttl)
+        if node.ended_at <= end:
+            return False
+        return not any(
+            who in (node, None) and begins <= end and ends >= loss.at and what != LOSS
+            for who, begins, ends, what in self.cluster.troubles
+        )

@@ -1,0 +1,185 @@
+"""What a node that joins, or joins again, takes a ledger for that has lost its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+import pytest
+
+from celery_distsched.drivers import StoreUrl
+from celery_distsched.drivers.memory import MemoryDriver
+from celery_distsched.ledger import Ledger
+from celery_distsched.node_pool import Info, NodePool, View
+from celery_distsched.progress import Progress
+from celery_distsched.record import Record
+from celery_distsched.settings import Settings
+from celery_distsched.store_loss import StoreLoss
+from tests.holding_nodes import NAME, TTL_S, StandingClock
+
+
+class Shop:
+    """One store, one clock, and nodes that are told who else is alive."""
+
+    def __init__(self) -> None:
+        self.clock, self.namespace = StandingClock(), uuid4().hex
+        self.nodes: list[Node] = []
+
+    def node(self, name: str) -> Node:
+        node = Node(self, name)
+        self.nodes.append(node)
+        return node
+
+    def look_around(self) -> None:
+        for node in self.nodes:
+            node.look_around()
+
+    def lose(self) -> None:
+        store = self.nodes[0].driver._store
+        store.ledger.clear()
+        store.nodes.clear()
+        self.look_around()
+
+    def record(self) -> str | None:
+        (text,) = self.nodes[0].driver.read([NAME])
+        return text
+
+
+class Node:
+    """The ledger of one node, and what looks after it."""
+
+    def __init__(self, shop: Shop, name: str) -> None:
+        self.shop, self.name, self.joins, self.me = shop, name, 0, ""
+        self.driver = MemoryDriver(
+            StoreUrl.parse("memory://loss"), namespace=shop.namespace, ttl_s=TTL_S, timeout_s=1.0
+        )
+        self.pool, self.progress = NodePool(name, TTL_S, shop.clock), Progress()
+        self.begins_at = 10
+        self.ledger = Ledger(
+            self.driver, self.pool, self.progress, shop.clock, Settings(StoreUrl("test"), node_ttl=TTL_S),
+            anchor=lambda _: Record(self.begins_at), learnt=lambda _: None,
+            may_begin=lambda: self.loss.unchanged(),
+        )  # fmt: skip
+        self.loss = StoreLoss(self.driver, self.ledger, self.pool, self.progress, shop.clock, lambda: [NAME])
+
+    def join(self) -> None:
+        self.joins += 1
+        self.me = f"{self.name}#{self.joins}"
+        self.driver.join(self.me, "")
+        self.shop.look_around()
+
+    def look_around(self) -> None:
+        alive = {
+            node.me: Info("host", 0, "same", "cluster", True, 0, generation=node.progress.generation)
+            for node in self.shop.nodes
+            if node.me in self.driver.members()
+        }
+        self.pool.view = View(me=self.me or None, alive=alive, offset_us=10**15, trusted_until=float("inf"))
+
+    def tick(self) -> None:
+        """What a tick does before it claims; the entry belongs to everybody."""
+        self.look_around()
+        if self.me != self.ledger.me:
+            self.ledger.rejoined(self.me)
+            self.ledger.own({NAME}, gained={NAME}, lost=())
+        if self.loss.settled(self.pool.view):
+            self.ledger.read(self.ledger.unread)
+            self.ledger.watch()
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop()
+
+
+def run(shop: Shop, seconds: float, nodes: Sequence[Node]) -> None:
+    for _ in range(round(seconds / 0.05)):
+        for node in nodes:
+            node.tick()
+        shop.clock.now += 0.05
+
+
+@pytest.fixture
+def old(shop: Shop) -> Node:
+    """It has begun the entry."""
+    node = shop.node("old")
+    node.join()
+    run(shop, TTL_S, [node])
+    assert shop.record() == Record(10).text()
+    return node
+
+
+def test_in_a_ledger_that_looks_new_nothing_starts_for_half_a_ttl(shop: Shop) -> None:
+    first, second = shop.node("first"), shop.node("second")
+    for node in (first, second):
+        node.join()
+    run(shop, TTL_S / 2 - 0.1, [first, second])
+    assert shop.record() is None
+    assert not first.ledger.unread, "it is as ready as it can be"
+    run(shop, 0.3, [first, second])
+    assert shop.record() == Record(10).text()
+
+
+def test_who_joins_an_emptied_store_before_those_who_remember_starts_nothing_from_now(shop: Shop, old: Node) -> None:
+    shop.lose()
+    newcomer = shop.node("newcomer")
+    newcomer.begins_at = 99
+    newcomer.join()
+    run(shop, TTL_S * 0.4, [newcomer])
+    old.join()
+    run(shop, 3 * TTL_S, [newcomer, old])
+    assert shop.record() == Record(10).text()
+    assert newcomer.ledger.memory(NAME) == Record(10)
+
+
+def test_what_nobody_remembers_waits_for_two_ttls_where_one_who_remembers_has_joined(shop: Shop, old: Node) -> None:
+    shop.lose()
+    newcomer = shop.node("newcomer")
+    newcomer.join()
+    run(shop, TTL_S * 0.3, [newcomer])
+    old.join()
+    old.ledger.holdings.clear()
+    run(shop, 2 * TTL_S - 0.1, [newcomer])
+    assert shop.record() is None
+
+
+def test_who_joins_again_looks_first_whether_the_ledger_is_still_the_same(shop: Shop, old: Node) -> None:
+    """It has just looked, and since then another server has taken the store's place."""
+    old.tick()
+    shop.lose()
+    old.begins_at = 99
+    old.join()
+    old.tick()
+    assert shop.record() == Record(10).text()
+
+
+def test_a_ledger_that_has_gone_between_two_looks_is_not_new(shop: Shop, old: Node) -> None:
+    """It was evicted, and an entry comes to a node that has never had it."""
+    other = shop.node("other")
+    other.begins_at = 99
+    other.join()
+    run(shop, TTL_S, [old, other])
+    other.ledger.own((), gained=(), lost={NAME})
+    other.ledger._memories.clear()
+    old.driver._store.ledger.clear()
+    other.ledger.own({NAME}, gained={NAME}, lost=())
+    other.tick()
+    assert shop.record() is None
+    run(shop, TTL_S, [other, old])
+    assert shop.record() == Record(10).text()
+
+
+@pytest.mark.parametrize("slow", ["\0generation", NAME])
+def test_nothing_is_written_when_trust_has_run_out_while_reading(shop: Shop, old: Node, slow: str) -> None:
+    read = old.driver.read
+
+    def read_slowly(keys: Sequence[str]) -> list[str | None]:
+        if slow in keys:
+            old.pool.view = View(me=old.me, offset_us=10**15)
+        return read(keys)
+
+    shop.lose()
+    old.join()
+    old.driver.read = read_slowly  # type: ignore[method-assign]
+    assert not old.loss.settled(old.pool.view)
+    assert slow not in old.driver._store.ledger
