@@ -183,3 +183,19 @@ def test_nothing_is_written_when_trust_has_run_out_while_reading(shop: Shop, old
     old.driver.read = read_slowly  # type: ignore[method-assign]
     assert not old.loss.settled(old.pool.view)
     assert slow not in old.driver._store.ledger
+
+
+def test_who_has_put_back_all_says_so_though_trust_ran_out_while_reading(shop: Shop, old: Node) -> None:
+    read = old.driver.read
+
+    def read_slowly(keys: Sequence[str]) -> list[str | None]:
+        if NAME in keys:
+            old.pool.view = View(me=old.me, offset_us=10**15)
+        return read(keys)
+
+    shop.lose()
+    old.join()
+    old.driver._store.ledger[NAME] = Record(10).text()
+    old.driver.read = read_slowly  # type: ignore[method-assign]
+    old.loss.settled(old.pool.view)
+    assert old.progress.generation in old.driver._store.ledger["\0generation"]
