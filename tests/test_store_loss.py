@@ -54,7 +54,7 @@ class Node:
             StoreUrl.parse("memory://loss"), namespace=shop.namespace, ttl_s=TTL_S, timeout_s=1.0
         )
         self.pool, self.progress = NodePool(name, TTL_S, shop.clock), Progress()
-        self.begins_at = 10
+        self.begins_at, self.offset_us = 10, 10**15
         self.ledger = Ledger(
             self.driver, self.pool, self.progress, shop.clock, Settings(StoreUrl("test"), node_ttl=TTL_S),
             anchor=lambda _: Record(self.begins_at), learnt=lambda _: None,
@@ -74,7 +74,7 @@ class Node:
             for node in self.shop.nodes
             if node.me in self.driver.members()
         }
-        self.pool.view = View(me=self.me or None, alive=alive, offset_us=10**15, trusted_until=float("inf"))
+        self.pool.view = View(me=self.me or None, alive=alive, offset_us=self.offset_us, trusted_until=float("inf"))
 
     def tick(self) -> None:
         """What a tick does before it claims; the entry belongs to everybody."""
@@ -141,6 +141,18 @@ def test_what_nobody_remembers_waits_for_two_ttls_where_one_who_remembers_has_jo
     old.ledger.holdings.clear()
     run(shop, 2 * TTL_S - 0.1, [newcomer])
     assert shop.record() is None
+
+
+def test_who_is_behind_in_time_waits_no_longer_than_the_others(shop: Shop, old: Node) -> None:
+    shop.lose()
+    old.join()
+    run(shop, 0.2, [old])
+    late = shop.node("late")
+    late.offset_us -= 3_600_000_000
+    late.join()
+    run(shop, TTL_S, [old, late])
+    assert late.loss.settled(late.pool.view)
+    assert late.ledger.memory(NAME) == Record(10)
 
 
 def test_who_joins_again_looks_first_whether_the_ledger_is_still_the_same(shop: Shop, old: Node) -> None:

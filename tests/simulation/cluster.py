@@ -23,7 +23,7 @@ from tests.simulation.world import World
 
 #: How often the simulation looks around, on `World.now`.
 _LOOK_S = 0.25
-#: A loss that everybody notices by itself is noticed within this, on `World.now`; where it is not, a roll-back undid it.
+#: A loss that everybody notices by itself is noticed within this, on `World.now`, or a roll-back has undone it.
 _NOTICED_S = 2.0
 
 
