@@ -147,7 +147,7 @@ class StoreLoss:
     def _take_on(self, generation: Generation, signs: str) -> None:
         remembers = self._known is not None
         self._known = generation
-        # Whoever is behind in time must not wait for the mark's hour to come: nothing is younger than what is written now.
+        # Whoever is behind in time must not wait for the hour of the mark to come: nothing is younger than now.
         age_s = max(0.0, (self._now_us() - generation.since_us) / 1e6)
         now, ttl_s = self._clock.elapsed(), self._pool.ttl_s
         hold_s, wait_s = (0.0, ttl_s / 2) if generation.new and not remembers else (ttl_s, 2 * ttl_s)
