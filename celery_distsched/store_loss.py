@@ -147,7 +147,8 @@ class StoreLoss:
     def _take_on(self, generation: Generation, signs: str) -> None:
         remembers = self._known is not None
         self._known = generation
-        age_s = (self._now_us() - generation.since_us) / 1e6
+        # Whoever is behind in time must not wait for the hour of the mark to come: nothing is younger than now.
+        age_s = max(0.0, (self._now_us() - generation.since_us) / 1e6)
         now, ttl_s = self._clock.elapsed(), self._pool.ttl_s
         hold_s, wait_s = (0.0, ttl_s / 2) if generation.new and not remembers else (ttl_s, 2 * ttl_s)
         if remembers:
@@ -185,7 +186,7 @@ class StoreLoss:
                     self._to_put_back.discard(name)
                 else:
                     moves[name] = move
-            if not self._pool.trusted():
+            if moves and not self._pool.trusted():
                 return
             # Another node may have put back less in the meantime: an entry is done when the store shows all of it.
             self._ledger.swap(moves)

@@ -54,7 +54,7 @@ class Node:
             StoreUrl.parse("memory://loss"), namespace=shop.namespace, ttl_s=TTL_S, timeout_s=1.0
         )
         self.pool, self.progress = NodePool(name, TTL_S, shop.clock), Progress()
-        self.begins_at = 10
+        self.begins_at, self.offset_us = 10, 10**15
         self.ledger = Ledger(
             self.driver, self.pool, self.progress, shop.clock, Settings(StoreUrl("test"), node_ttl=TTL_S),
             anchor=lambda _: Record(self.begins_at), learnt=lambda _: None,
@@ -74,7 +74,7 @@ class Node:
             for node in self.shop.nodes
             if node.me in self.driver.members()
         }
-        self.pool.view = View(me=self.me or None, alive=alive, offset_us=10**15, trusted_until=float("inf"))
+        self.pool.view = View(me=self.me or None, alive=alive, offset_us=self.offset_us, trusted_until=float("inf"))
 
     def tick(self) -> None:
         """What a tick does before it claims; the entry belongs to everybody."""
@@ -143,6 +143,19 @@ def test_what_nobody_remembers_waits_for_two_ttls_where_one_who_remembers_has_jo
     assert shop.record() is None
 
 
+def test_who_is_behind_in_time_waits_no_longer_than_the_others(shop: Shop, old: Node) -> None:
+    """Nobody remembers the entry, so that it starts from now after two TTLs."""
+    shop.lose()
+    old.ledger.holdings.clear()
+    old.join()
+    old.tick()
+    late = shop.node("late")
+    late.offset_us -= 3_600_000_000
+    late.join()
+    run(shop, 2 * TTL_S + 0.2, [late])
+    assert shop.record() == Record(10).text()
+
+
 def test_who_joins_again_looks_first_whether_the_ledger_is_still_the_same(shop: Shop, old: Node) -> None:
     """It has just looked, and since then another server has taken the store's place."""
     old.tick()
@@ -183,3 +196,19 @@ def test_nothing_is_written_when_trust_has_run_out_while_reading(shop: Shop, old
     old.driver.read = read_slowly  # type: ignore[method-assign]
     assert not old.loss.settled(old.pool.view)
     assert slow not in old.driver._store.ledger
+
+
+def test_who_has_put_back_all_says_so_though_trust_ran_out_while_reading(shop: Shop, old: Node) -> None:
+    read = old.driver.read
+
+    def read_slowly(keys: Sequence[str]) -> list[str | None]:
+        if NAME in keys:
+            old.pool.view = View(me=old.me, offset_us=10**15)
+        return read(keys)
+
+    shop.lose()
+    old.join()
+    old.driver._store.ledger[NAME] = Record(10).text()
+    old.driver.read = read_slowly  # type: ignore[method-assign]
+    old.loss.settled(old.pool.view)
+    assert old.progress.generation in old.driver._store.ledger["\0generation"]

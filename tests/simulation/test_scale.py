@@ -1,0 +1,67 @@
+"""A thousand nodes and a million entries: what one node works out when the membership changes."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from celery_distsched.clock import Clock
+from celery_distsched.drivers import Member
+from celery_distsched.node_pool import Info, NodePool
+from celery_distsched.ring import Places
+
+NODES, ENTRIES, TTL_S = 1000, 1_000_000, 5.0
+
+
+class VirtualClock(Clock):
+    """Moves by hand."""
+
+    now = 1000.0
+
+    def elapsed(self) -> float:
+        return self.now
+
+
+def heartbeats(count: int, pulse: int) -> dict[str, Member]:
+    return {
+        f"node{number}#1": Member(f"{pulse}", Info(f"host{number}", 0, "same", "c", True, 10**15, 10**15).text())
+        for number in range(count)
+    }
+
+
+@pytest.fixture(scope="module")
+def places() -> Places:
+    return Places.of(f"entry {number}" for number in range(ENTRIES))
+
+
+def test_a_rebalance_is_worked_out_in_a_second(places: Places) -> None:
+    """One of a thousand nodes goes: a node reads the members, makes the new ring, and finds what it gains."""
+    clock = VirtualClock()
+    pool = NodePool("node0", TTL_S, clock)
+    pool.renewed("node0#1", clock.now, 10**15)
+    before = pool.observe(heartbeats(NODES, 1), "same")
+    mine = places.share(before.ring, before.place)
+    clock.now += 0.25
+    members = heartbeats(NODES - 1, 2)
+    began_s = time.process_time()
+    after = pool.observe(members, "same")
+    gained, lost = places.moved(before.ring, before.place, after.ring, after.place)
+    took_s = time.process_time() - began_s
+    print(f"rebalance: {took_s:.3f} s of CPU; {len(mine)} entries before, {len(gained)} gained")
+    assert (len(before.ring.nodes), len(after.ring.nodes)) == (NODES, NODES - 1)
+    assert not lost
+    assert mine | gained == places.share(after.ring, after.place)
+    assert took_s <= 1.0
+
+
+def test_no_two_of_a_sample_of_the_nodes_own_an_entry_and_none_owns_many_more_than_its_share(places: Places) -> None:
+    clock = VirtualClock()
+    shares: list[set[str]] = []
+    for number in range(20):
+        pool = NodePool(f"node{number}", TTL_S, clock)
+        pool.renewed(f"node{number}#1", clock.now, 10**15)
+        view = pool.observe(heartbeats(NODES, 1), "same")
+        shares.append(places.share(view.ring, view.place))
+    assert len(set.union(*shares)) == sum(map(len, shares))
+    assert max(map(len, shares)) <= 1.25 * ENTRIES / NODES
