@@ -88,8 +88,10 @@ class Beat:
 
     @property
     def ready(self) -> bool:
-        """Whether the records of its share are loaded, and the others know it."""
+        """Whether the records of its share are loaded, the first ones written too, and the others know it."""
         node = self.scheduler._node
+        if node is None or node.dispatch.ledger.unread or node.dispatch.ledger._absent:
+            return False
         view = node.pool.view if node else None
         mine = view.alive.get(view.me or "") if view else None
         return mine is not None and mine.active

@@ -47,7 +47,8 @@ def test_records_are_read_in_order(cluster: Cluster, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(beat.scheduler.driver, "read", noted)
     beat.tick_until(lambda: beat.ready)
-    assert [name for batch in batches if len(batch) > 1 for name in batch] == sorted(_ENTRIES)
+    # Twice: in a ledger that looks new nothing begins at once.
+    assert [name for batch in batches if len(batch) > 1 for name in batch] == 2 * sorted(_ENTRIES)
 
 
 def test_an_idle_tick_walks_through_nothing_that_was_large_once(cluster: Cluster) -> None:
