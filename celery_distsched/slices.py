@@ -142,7 +142,7 @@ def _failed(broker: Broker, error: Exception, messages: int, to: str = "") -> Ou
         # They were made well; of what then went wrong nothing is known.
         outcome = Outcome.UNKNOWN
     where = f" for {to}" if to else ""
-    logger.error("%d messages%s: %s: %s", messages, where, outcome.meaning, error)
+    logger.error("%d messages%s: %s: %s", messages, where, outcome.meaning, broker.says(error))
     if outcome in (Outcome.UNKNOWN, Outcome.REFUSED):
         broker.drop()
     return outcome
