@@ -50,7 +50,7 @@ class Info:
 
     # A heartbeat is read by several polls before it changes.
     @classmethod
-    @lru_cache(maxsize=4096)
+    @lru_cache(maxsize=1024)
     def parse(cls, text: str) -> Info | None:
         """Read what a node wrote; None if it is not of this form."""
         try:
