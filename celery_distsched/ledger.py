@@ -293,6 +293,8 @@ class Ledger:
             StoreUnavailable: The outcome is unknown; the moves are kept, to be repeated before anything else is done.
             LeaseLost: Not all was written; the records are read before anything else is done.
         """
+        if any(move.enqueue for move in moves.values()):
+            raise AssertionError("a claim that leaves no mark, without its message: the run would be lost")
         for names in batches(moves, self._driver.max_batch):
             # What came before, such as reading, may have taken its time.
             trusted = self._trusted()

@@ -9,7 +9,9 @@ from uuid import uuid4
 import pytest
 
 from celery_distsched.drivers import Answer, StoreUrl, Swap
+from celery_distsched.drivers.base import Push
 from celery_distsched.drivers.memory import MemoryDriver
+from celery_distsched.errors import StoreUnavailable
 from celery_distsched.holding import Holding
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool, View
@@ -98,3 +100,25 @@ def test_an_instant_that_is_marked_as_mine_again_after_it_was_confirmed_shows_a_
     move = ledger.restoring(NAME, Record(10, {10: "me#1"}).text())
     assert move is not None
     assert move.new == Record(10)
+
+
+def test_a_call_whose_answer_is_lost_leaves_its_entries_to_be_read_first(ledger: Ledger) -> None:
+    """Its claims leave no marks: only the record says whether the messages are in the queue."""
+    ledger.own({NAME}, gained={NAME}, lost=())
+    ledger.read(ledger.unread)
+    move = ledger.advance(NAME, claim=(11,), enqueue=True)
+    assert move is not None
+
+    with pytest.raises(AssertionError, match="would be lost"):
+        ledger.swap({NAME: move})
+
+    def lost() -> Any:
+        raise StoreUnavailable("lost")
+
+    waiting = ledger.enqueue({NAME: (move, [Push("queue", "message")])}, lambda claims, me: lost)
+    assert ledger.free(NAME) is None, "it is on its way"
+    with pytest.raises(StoreUnavailable):
+        waiting()
+    assert ledger.free(NAME) is None
+    ledger.read(ledger.unread)
+    assert ledger.free(NAME) is not None

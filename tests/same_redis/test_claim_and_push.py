@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +10,9 @@ import redis
 
 from celery_distsched.drivers import StoreUrl, open_driver
 from celery_distsched.drivers.base import Answer, Claim, Elsewhere, PushRefused
-from celery_distsched.errors import LeaseLost
+from celery_distsched.errors import LeaseLost, StoreUnavailable
+from tests.servers import RedisServer
+from tests.wire import Wire
 
 ME = "me#1"
 
@@ -112,3 +114,26 @@ def test_any_text_is_claimed_and_pushed_as_it_is(driver: Any, client: Any, run_i
     driver.claim_and_push([Claim(odd, None, odd, odd, (odd,))], ME, run_id)()
     assert driver.read([odd]) == [odd]
     assert client.lrange(odd, 0, -1) == [odd]
+
+
+def test_an_answer_that_was_lost_is_not_taken_for_that_of_the_next_call(
+    redis_server: RedisServer, wire_to: Callable[[RedisServer], Wire], client: Any
+) -> None:
+    wire = wire_to(redis_server)
+    driver: Any = open_driver(
+        StoreUrl.parse(redis_server.url(port=wire.port, path="/9")),
+        namespace="lost",
+        ttl_s=5.0,
+        timeout_s=0.5,
+        options={},
+    )
+    driver.join(ME, "{}")
+    run_id = driver.server()[0]
+    driver.claim_and_push([claim("warm", None, "1")], ME, run_id)()
+    wire.freeze()
+    waiting = driver.claim_and_push([claim("a", None, "1"), claim("b", None, "1")], ME, run_id)
+    with pytest.raises(StoreUnavailable):
+        waiting()
+    wire.mend()
+    assert driver.claim_and_push([claim("c", None, "1")], ME, run_id)() == [Answer(True, "1")]
+    driver.close()
