@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from celery_distsched import collector
+from celery_distsched import collector, farewell
 from celery_distsched.agenda import Agenda
 from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, iso
@@ -130,7 +130,7 @@ class Dispatch:
             except (StoreUnavailable, LeaseLost) as exc:
                 # The heartbeat meets the same store; it reports the outage, once, and its end.
                 logger.debug("this tick ends early: %s", exc)
-            self.ledger.lines.sum_up()
+            self.ledger.tally.lines.sum_up()
             self._agenda.lines.sum_up()
             self._progress.ticks += 1
             self._progress.at = self._clock.elapsed()
@@ -207,7 +207,8 @@ class Dispatch:
             digests = {membership: info.digest for membership, info in alive.items()}
             others = {digest for membership, digest in digests.items() if node_of(membership) != me}
             mine = digests.get(self._pool.view.me or "", "")
-            self.ledger.hand_back(heirless(self._driver, mine, others))
+            without_heir = heirless(self._driver, mine, others)
+            farewell.hand_back(self.ledger, self._driver, without_heir, at_most_once=self._settings.at_most_once)
 
     # Claim, publish, confirm
 

@@ -127,6 +127,7 @@ class Heartbeat:
             if not self._registered() and view.offset_us is not None and self._register(view):
                 view = self.pool.observe(members, self.digest)
                 self.wake()
+        self._buried &= view.dead
         # A dead node's fence must be void before anybody takes over what it has claimed.
         for membership in view.dead.intersection(members):
             if not self.driver.remove(membership, members[membership].pulse):

@@ -1,33 +1,32 @@
 """This node's dealings with the ledger: which records it knows, which swaps are out, and whose marks it waits for.
 
-Runs in the scheduler's loop, but for `hand_back`.
+Runs in the scheduler's loop.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import itemgetter
 
 from celery_distsched.clock import Clock, iso
+from celery_distsched.deaths import Deaths
 from celery_distsched.drivers.base import Answer, Claim, Driver, Push, Pushing, PushRefused, Swap
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.holding import Holding, Move
-from celery_distsched.many_lines import ManyLines
+from celery_distsched.memories import Memories
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
 from celery_distsched.record import HANDED_BACK, Record, Version, node_of
 from celery_distsched.settings import Settings
+from celery_distsched.tally import Tally
 
 logger = logging.getLogger(__name__)
 
 ClaimAndPush = Callable[[Sequence[Claim], str], Pushing]
 
 _text_of = itemgetter(Push._fields.index("text"))
-#: Seconds for which the record of an entry is remembered that is no longer mine.
-_REMEMBER_S = 600.0
 #: Seconds between two attempts at a swap that was not answered.
 _REPEAT_S = 0.1
 
@@ -71,13 +70,11 @@ class Ledger:
         self.busy: set[str] = set()
         #: Entries whose record must be read before anything else is done with them.
         self.unread: set[str] = set()
-        self.counts: Counter[str] = Counter()
         #: What shows that the store has lost data: a record is older than I remember it, or has gone. Empty: nothing.
         self.suspicious = ""
         #: Until then, on `Clock.elapsed`, what is not in the store is not taken for new.
         self.anchor_from = float("-inf")
-        #: Of single entries; summed up at the end of a tick.
-        self.lines = ManyLines(logger)
+        self.tally = Tally(at_most_once=settings.at_most_once)
         self._driver = driver
         self._pool = pool
         self._progress = progress
@@ -94,11 +91,10 @@ class Ledger:
         self._watched: set[str] = set()
         self._watched_at = float("-inf")
         self._repeated_at = float("-inf")
-        self._absent_since: dict[str, float] = {}
+        self._deaths = Deaths(pool)
         self._garbage: set[str] = set()
-        self._counted: set[tuple[str, int]] = set()
-        #: Of entries that are no longer mine: the record as I knew it, and when.
-        self._memories: dict[str, tuple[Record, float]] = {}
+        #: Of entries that are no longer mine.
+        self._memories = Memories(clock)
         #: Entries of mine of which there is no record, and that may not be new.
         self._absent: set[str] = set()
         #: I was away for so long that others may have taken over what I held.
@@ -170,7 +166,7 @@ class Ledger:
             self.read(self._watched)
 
     def _learn(self, name: str, text: str) -> None:
-        record = self._parsed(name, text)
+        record = self.parsed(name, text)
         known = self.memory(name)
         if record is None:
             self._forget(name)
@@ -192,7 +188,8 @@ class Ledger:
                 return at
         return None
 
-    def _parsed(self, name: str, text: str) -> Record | None:
+    def parsed(self, name: str, text: str) -> Record | None:
+        """Return what the store holds of an entry; None, reported once, if that is no record."""
         try:
             return Record.parse(text)
         except ValueError as exc:
@@ -211,10 +208,7 @@ class Ledger:
             holding = self.holdings[name] = Holding()
         self.unread.discard(name)
         for instant in holding.learn(record, self.me):
-            self.lines.say(
-                logging.WARNING, "runs of this node taken over by others",
-                "entry %r, instant %s: taken over by %s", name, iso(instant), record.open[instant],
-            )  # fmt: skip
+            self.tally.taken_away(name, instant, record.open[instant])
         if holding.idle:
             self.busy.discard(name)
         else:
@@ -238,11 +232,14 @@ class Ledger:
         self.unread = self.unread or set()
         self.busy = self.busy or set()
         self._watched = self._watched or set()
+        if not self.unread and not self.busy and not self._watched:
+            self._deaths.nothing_is_open()
+            self.tally.nothing_is_open()
 
     def _forget(self, name: str) -> None:
         holding = self.holdings.pop(name, None)
         if holding is not None and holding.record is not None:
-            self._memories[name] = (holding.record, self._clock.elapsed())
+            self._memories.keep(name, holding.record)
         self._absent.discard(name)
         self.busy.discard(name)
         self.unread.discard(name)
@@ -252,19 +249,14 @@ class Ledger:
 
     def known(self) -> set[str]:
         """Return the names of all entries of which this node remembers anything."""
-        old = self._clock.elapsed() - _REMEMBER_S
-        self._memories = {name: memory for name, memory in self._memories.items() if memory[1] > old}
-        return {*self.holdings, *self._memories}
+        return {*self.holdings, *self._memories.names()}
 
     def memory(self, name: str) -> Record | None:
         """Return the newest record that this node remembers of an entry."""
         holding = self.holdings.get(name)
         if holding is not None and holding.record is not None:
             return holding.record
-        if name not in self._memories:
-            return None
-        record, at = self._memories[name]
-        return record if self._clock.elapsed() - at < _REMEMBER_S else None
+        return self._memories.recall(name)
 
     def answered(self, name: str) -> bool:
         """Whether no swap of an entry is out."""
@@ -273,7 +265,7 @@ class Ledger:
 
     def restoring(self, name: str, text: str | None) -> Move | None:
         """Return the move that puts back what the store has forgotten of an entry; see `Holding.restoring`."""
-        record = None if text is None else self._parsed(name, text)
+        record = None if text is None else self.parsed(name, text)
         if text is not None and record is None:
             return None
         holding = self.holdings.get(name)
@@ -303,7 +295,7 @@ class Ledger:
                 continue
             holdings = {name: self.holdings.setdefault(name, Holding()) for name in batch}
             fence = self.me if any(move.fenced for move in batch.values()) else None
-            self._count_dropped(batch)
+            self.tally.dropping(batch, self.me)
             try:
                 answers = self._driver.swap([Swap(name, m.expected, m.new.text()) for name, m in batch.items()], fence)
             except StoreUnavailable:
@@ -370,7 +362,7 @@ class Ledger:
                 self.unread.discard(name)
                 self._news.append(name)
             elif answer.won:
-                self.counts["accepted"] += len(pushes)
+                self.tally.counts["accepted"] += len(pushes)
                 self._won(name, self.holdings[name], move)
                 self._know(name, move.new)
             elif answer.record is None:
@@ -431,106 +423,15 @@ class Ledger:
         return dict(islice(((name, move) for name, move in moves if move is not None), most))
 
     def _gone(self, mark: str) -> bool:
-        """Whether the holder of a mark is dead. Absence is not death the moment it is seen: the key may be evicted."""
-        view = self._pool.view
-        if node_of(mark) == node_of(self.me):
-            return mark != self.me
-        if mark in view.alive:
-            self._absent_since.pop(mark, None)
-            return False
-        if mark in view.dead and mark not in view.buried:
-            # Its fence is not void yet: it may wake up, and go on as if nothing had happened.
-            return False
-        # Under another membership the node lives: it gets the time to confirm what it sent under this one.
-        if mark in view.buried and node_of(mark) not in view.node_ids:
-            return True
-        since = max(self._absent_since.setdefault(mark, view.polled_at), view.watching_since)
-        return view.polled_at - since >= self._settings.node_ttl
+        return self._deaths.gone(mark, self.me)
 
     def _won(self, name: str, holding: Holding, move: Move) -> None:
         for instant, mark in move.taken.items():
             holding.phases.pop(instant, None)
-            if mark == HANDED_BACK:
-                self.lines.say(
-                    logging.INFO, "runs handed over by nodes that left; sending them",
-                    "entry %r, instant %s: handed over by a node that left; sending it", name, iso(instant),
-                )  # fmt: skip
-                continue
-            if node_of(mark) == node_of(self.me):
-                # My own, of an older membership: I know how often I have sent it.
-                continue
-            holding.attempts[instant] = max(1, holding.attempts.get(instant, 0))
-            self.counts["taken over"] += 1
-            self.lines.say(
-                logging.WARNING, "runs taken over from dead nodes; sending them again",
-                "entry %r, instant %s: taken over from %s; sending it again", name, iso(instant), mark,
-            )  # fmt: skip
-        if move.skipped:
-            self.counts["skipped"] += move.skipped
-            self.lines.say(
-                logging.WARNING, "entries of which missed runs were skipped, as their catch-up policies say",
-                "entry %r: %d missed runs skipped, as its catch-up policy says", name, move.skipped,
-            )  # fmt: skip
-
-    def _count_dropped(self, moves: Mapping[str, Move], why: str = "") -> None:
-        """Count runs before the swap that drops their marks: if its answer is lost, nobody else can tell."""
-        for name, move in moves.items():
-            for instant, mark in move.dropped.items():
-                if (name, instant) not in self._counted:
-                    self._counted.add((name, instant))
-                    self.possibly_lost(name, instant, why or self._why_dropped(mark))
-
-    def _why_dropped(self, mark: str) -> str:
-        if mark == HANDED_BACK or not self._settings.at_most_once:
-            return "it was open when the entry went away, and the entry has come back"
-        died = f"its sender {mark} died" if mark != self.me else "this node stopped while sending it"
-        return f"{died}; at_most_once"
-
-    def possibly_lost(self, name: str, instant: int, why: str) -> None:
-        """Count and report a run of which nobody knows whether it was sent, and which nobody will send again."""
-        self.counts["possibly lost"] += 1
-        # However many there are, each is named: somebody may have to make up for it, and nothing else tells which.
-        logger.error("entry %r, instant %s: possibly lost (%s): it is not sent again", name, iso(instant), why)
-
-    # Farewell
-
-    def hand_back(self, heirless: Callable[[str], bool] = lambda name: False) -> None:
-        """Confirm what was sent and free what was not, to leave. Runs on the heartbeat's thread, the loop at rest.
-
-        Args:
-            heirless: Whether no other live node has an entry: then what was not sent is given up, and counted.
-        """
-        waiting = set(self.busy)
-        for _ in range(3):
-            for batch in batches(waiting, self._driver.max_batch):
-                waiting -= self._handed_back(batch, heirless)
-        self.lines.sum_up()
-
-    def _handed_back(self, names: list[str], heirless: Callable[[str], bool]) -> set[str]:
-        """Try to hand these back; returns those with nothing left to do."""
-        moves = {}
-        for name, text in zip(names, self._driver.read(names), strict=True):
-            record = None if text is None else self._parsed(name, text)
-            if record is not None:
-                holding = self.holdings[name]
-                holding.learn(record, self.me)
-                if heirless(name):
-                    move = holding.give_up(self.me)
-                else:
-                    move = holding.hand_back(self.me, at_most_once=self._settings.at_most_once)
-                if move is not None:
-                    moves[name] = move
-        given_up = {name: move for name, move in moves.items() if heirless(name)}
-        self._count_dropped(given_up, "this node leaves, and no other live one has the entry")
-        self._count_dropped(moves)
-        answers = self._driver.swap([Swap(name, move.expected, move.new.text()) for name, move in moves.items()])
-        lost = set()
-        for (name, move), answer in zip(moves.items(), answers, strict=True):
-            if not answer.won:
-                lost.add(name)
-                continue
-            self.holdings[name].learn(move.new, self.me)
-        return set(names) - lost
+            # Of what I held under an older membership I know how often I have sent it.
+            if mark != HANDED_BACK and node_of(mark) != node_of(self.me):
+                holding.attempts[instant] = max(1, holding.attempts.get(instant, 0))
+        self.tally.won(name, move, self.me)
 
 
 def batches(names: Iterable[str], size: int) -> Iterator[list[str]]:

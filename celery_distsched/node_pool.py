@@ -8,9 +8,10 @@ node that is cut off, frozen or slow stops by itself before anybody calls it dea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
+from typing import NamedTuple
 
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.cluster_time import ClusterTime
@@ -48,9 +49,7 @@ class Info:
         """Return the info as it is stored."""
         return json.dumps(self.__dict__, separators=(",", ":"))
 
-    # A heartbeat is read by several polls before it changes.
     @classmethod
-    @lru_cache(maxsize=1024)
     def parse(cls, text: str) -> Info | None:
         """Read what a node wrote; None if it is not of this form."""
         try:
@@ -63,6 +62,17 @@ class Info:
             type(getattr(info, name)).__name__ == field.type for name, field in cls.__dataclass_fields__.items()
         )
         return info if right else None
+
+
+class Pulse(NamedTuple):
+    """A membership's heartbeat as it was last read."""
+
+    member: Member
+    #: What it says, read once and not at each poll; None: it is not of our form.
+    info: Info | None
+    #: When it was last seen to change, and (infinity: it is there) since when it has been gone; on `Clock.elapsed`.
+    seen_at: float
+    gone_since: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ class NodePool:
         self.view = View()
         self.schedule: ScheduleEpoch | None = None
         self._clock = clock
-        self._pulses: dict[str, tuple[str, float]] = {}
+        self._pulses: dict[str, Pulse] = {}
         self._time = ClusterTime(clock, ttl_s)
         self._trusted_until = float("-inf")
         self._me: str | None = None
@@ -167,25 +177,20 @@ class NodePool:
         # time it is.
         dated = now - self.view.polled_at <= min(self.ttl_s / 5, 1.0)
         for membership, member in members.items():
-            pulse, seen_at = self._pulses.get(membership, (None, now))
-            if pulse != member.pulse:
-                seen_at = now
-                if (info := Info.parse(member.info)) is not None and membership != self._me:
-                    take_in = self._time.heard if dated and pulse is not None else self._time.found
-                    take_in(membership, info.wall_us, info.cluster_us, now)
-            self._pulses[membership] = (member.pulse, seen_at)
-        for membership, (_, seen_at) in list(self._pulses.items()):
-            if membership not in members and now - seen_at > _REMEMBER_S:
-                del self._pulses[membership]
-                self._time.forget(membership)
-        dead = frozenset(m for m, (_, seen_at) in self._pulses.items() if now - seen_at >= self.ttl_s and m != self._me)
-        alive = {}
-        for membership, member in members.items():
+            before = self._pulses.get(membership)
+            if before is not None and before.member == member and before.gone_since == float("inf"):
+                continue
             info = Info.parse(member.info)
-            if membership not in dead and info is not None:
-                alive[membership] = info
+            changed = before is None or before.member.pulse != member.pulse
+            if changed and info is not None and membership != self._me:
+                take_in = self._time.heard if dated and before is not None else self._time.found
+                take_in(membership, info.wall_us, info.cluster_us, now)
+            self._pulses[membership] = Pulse(member, info, now if before is None or changed else before.seen_at)
+        self._forget_the_gone(members, now)
+        dead = frozenset(m for m, pulse in self._pulses.items() if now - pulse.seen_at >= self.ttl_s and m != self._me)
+        alive = {m: info for m in members if m not in dead and (info := self._pulses[m].info) is not None}
         self._digest = digest
-        recent = {node_of(m) for m, (_, seen_at) in self._pulses.items() if now - seen_at < self.ttl_s}
+        recent = {node_of(m) for m, pulse in self._pulses.items() if now - pulse.seen_at < self.ttl_s}
         self._missing = frozenset(recent - set(map(node_of, members)) - {self.node_id})
         # There is no time before the first join: nobody needs it, and nobody could say it.
         if self._me is not None or self._time.offset_us is not None:
@@ -215,12 +220,21 @@ class NodePool:
         return self.view
 
     def _give_time(self, now: float) -> None:
-        self._pulses = {membership: (pulse, now) for membership, (pulse, _) in self._pulses.items()}
+        self._pulses = {membership: pulse._replace(seen_at=now) for membership, pulse in self._pulses.items()}
+
+    def _forget_the_gone(self, members: Collection[str], now: float) -> None:
+        for membership in self._pulses.keys() - members:
+            pulse = self._pulses[membership]
+            pulse = self._pulses[membership] = pulse._replace(gone_since=min(now, pulse.gone_since))
+            # The time that is given after each gap must not keep it for ever, nor an outage make it forgotten at once.
+            if now - pulse.gone_since > _REMEMBER_S and now - pulse.seen_at >= self.ttl_s:
+                del self._pulses[membership]
+                self._time.forget(membership)
 
     def next_death(self) -> float:
         """When, on `Clock.elapsed`, the next member would be dead if it stayed silent."""
         now = self._clock.elapsed()
-        deaths = (seen_at + self.ttl_s for m, (_, seen_at) in self._pulses.items() if m != self._me)
+        deaths = (pulse.seen_at + self.ttl_s for m, pulse in self._pulses.items() if m != self._me)
         return min((at for at in deaths if at > now), default=float("inf"))
 
 

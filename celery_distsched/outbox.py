@@ -171,7 +171,7 @@ class Outbox:
     def _send_one(self, name: str, holding: Holding, instant: int) -> None:
         attempt = holding.attempts.get(instant, 0) + 1
         if attempt > 1:
-            self._ledger.counts["sent again"] += 1
+            self._ledger.tally.counts["sent again"] += 1
         # Whoever interrupts from here on must take it that the message may have left.
         holding.phases[instant], holding.attempts[instant] = Phase.SENDING, attempt
         outcome = self._send(name, instant, attempt)
@@ -180,7 +180,7 @@ class Outbox:
 
     def _settle(self, name: str, holding: Holding, instant: int, outcome: Outcome, now: float) -> None:
         """Note what became of an attempt."""
-        self._ledger.counts[outcome.value] += 1
+        self._ledger.tally.counts[outcome.value] += 1
         if outcome in (Outcome.ACCEPTED, Outcome.FAILED):
             holding.phases[instant] = Phase.DONE
             self.unconfirmed_since = self.unconfirmed_since or now
@@ -194,7 +194,7 @@ class Outbox:
             # Nothing has left: the next attempt is the first.
             holding.attempts[instant] -= 1
         elif self._settings.at_most_once:
-            self._ledger.possibly_lost(name, instant, "the broker did not answer; at_most_once")
+            self._ledger.tally.possibly_lost(name, instant, "the broker did not answer; at_most_once")
             holding.phases[instant] = Phase.DONE
         else:
             logger.warning(

@@ -11,6 +11,7 @@ from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock
 from celery_distsched.drivers import Answer, Driver, Member, StoreUrl, Swap
 from celery_distsched.errors import LeaseLost, StoreUnavailable
+from celery_distsched.farewell import hand_back
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool
 from celery_distsched.outbox import Outbox
@@ -127,6 +128,7 @@ class Node:
         self.way, self.pool, progress = Way(cluster.store), NodePool(name, TTL_S, cluster.clock), Progress()
         self.way.trust_ends = self.lose_trust
         chosen = Settings(StoreUrl("test"), node_ttl=TTL_S, delivery=cluster.delivery)
+        self.at_most_once = chosen.at_most_once
         self.ledger = Ledger(
             self.way,
             self.pool,
@@ -184,7 +186,7 @@ class Node:
 
     def hand_back(self) -> None:
         with suppress(StoreUnavailable):
-            self.ledger.hand_back()
+            hand_back(self.ledger, self.way, lambda name: False, at_most_once=self.at_most_once)
 
     def _send(self, name: str, instant: int, attempt: int) -> Outcome:
         if self.fate.leaves:

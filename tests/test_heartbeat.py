@@ -6,15 +6,13 @@ from uuid import uuid4
 import pytest
 
 from celery_distsched.clock import Clock, microseconds
+from celery_distsched.deaths import Deaths
 from celery_distsched.drivers import StoreUrl
 from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
 from celery_distsched.heartbeat import Heartbeat
-from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import Info, NodePool
 from celery_distsched.progress import Progress
-from celery_distsched.record import Record
-from celery_distsched.settings import Settings
 
 TTL_S = 5.0
 #: Trust ends so many seconds before the store could call the node dead.
@@ -216,15 +214,12 @@ def test_what_a_dead_node_holds_is_not_taken_before_its_membership_is_removed(
     """It may only have been frozen: with its fence it would wake up, and send what others have taken over."""
 
     def gone(mark: str) -> bool:
-        return ledger._gone(mark)
+        return deaths.gone(mark, "here#1")
 
     def refuse(membership: str) -> None:
         raise StoreUnavailable("writes are refused")
 
-    ledger = Ledger(
-        node.store, node.pool, node.progress, node.clock, Settings(StoreUrl("memory"), node_ttl=TTL_S),
-        anchor=lambda name: Record(0), learnt=lambda names: None,
-    )  # fmt: skip
+    deaths = Deaths(node.pool)
     node.store.join("other#1", other())
     with monkeypatch.context() as patch:
         patch.setattr(node.store, "remove", refuse)

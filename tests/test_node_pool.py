@@ -148,6 +148,26 @@ def test_a_member_that_has_gone_is_dead_after_a_ttl_and_forgotten_in_the_end(
     assert watch(pool, clock, 20, dict).dead == set()
 
 
+def test_a_member_that_has_gone_is_forgotten_though_the_store_is_away_every_few_minutes(
+    pool: NodePool, clock: VirtualClock
+) -> None:
+    pool.observe({"other#1": member(1), "third#1": member(1)}, "same")
+    for _ in range(5):
+        watch(pool, clock, TTL_S * 1.5, lambda: {"third#1": member(clock.now)})
+        clock.now += 4 * 60
+    assert set(pool._pulses) == {"third#1"}
+
+
+def test_an_outage_alone_makes_nobody_forgotten(pool: NodePool, clock: VirtualClock) -> None:
+    pool.observe({"other#1": member(1)}, "same")
+    clock.now += 0.25
+    pool.observe({}, "same")
+    clock.now += HOUR_S
+    # It may have been there all the time, and be so now: its marks are its own for another TTL.
+    assert pool.observe({}, "same").missing == {"other"}
+    assert watch(pool, clock, TTL_S - 0.01, dict).missing == {"other"}
+
+
 def test_what_is_no_heartbeat_of_ours_is_neither_alive_nor_in_the_way(pool: NodePool) -> None:
     strange = {name: Member("1", text) for name, text in (("a", ""), ("b", "[]"), ("c", "{}"), ("d", "null"))}
     view = pool.observe({**strange, "other#1": member(1)}, "same")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any, cast
 
 from celery_distsched.broker import Outcome
@@ -11,6 +10,7 @@ from celery_distsched.holding import Holding, Phase
 from celery_distsched.outbox import Outbox
 from celery_distsched.progress import Progress
 from celery_distsched.settings import Settings
+from celery_distsched.tally import Tally
 
 
 class VirtualClock(Clock):
@@ -25,7 +25,7 @@ class Records:
 
     def __init__(self, instants: int) -> None:
         self.holdings = {"report": Holding(phases=dict.fromkeys(range(instants), Phase.CLAIMED))}
-        self.counts: Counter[str] = Counter()
+        self.tally = Tally(at_most_once=False)
 
     def free(self, name: str) -> Holding:
         return self.holdings[name]

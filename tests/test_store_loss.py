@@ -173,7 +173,7 @@ def test_a_ledger_that_has_gone_between_two_looks_is_not_new(shop: Shop, old: No
     other.join()
     run(shop, TTL_S, [old, other])
     other.ledger.own((), gained=(), lost={NAME})
-    other.ledger._memories.clear()
+    other.ledger._memories._records.clear()
     old.driver._store.ledger.clear()
     other.ledger.own({NAME}, gained={NAME}, lost=())
     other.tick()

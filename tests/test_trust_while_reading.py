@@ -90,7 +90,7 @@ def node() -> Node:
 def gain(node: Node) -> None:
     """Have the node read the record as that of an entry that it has never seen."""
     node.ledger.holdings.clear()
-    node.ledger._memories.clear()
+    node.ledger._memories._records.clear()
     node.ledger.unread.add(NAME)
 
 

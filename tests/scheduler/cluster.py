@@ -83,7 +83,7 @@ class Beat:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        counts: Mapping[str, int] = self.inner.dispatch.ledger.counts
+        counts: Mapping[str, int] = self.inner.dispatch.ledger.tally.counts
         return counts
 
     @property

@@ -141,13 +141,13 @@ class Node(Victim):
         self._ticks = self.process.thread(self._tick)
 
     def _note_losses(self) -> None:
-        ledger, report = self.dispatch.ledger, self.dispatch.ledger.possibly_lost
+        tally, report = self.dispatch.ledger.tally, self.dispatch.ledger.tally.possibly_lost
 
         def possibly_lost(name: str, instant: int, why: str) -> None:
             self.cluster.promises.counted(name, instant)
             report(name, instant, why)
 
-        ledger.possibly_lost = possibly_lost  # type: ignore[method-assign]
+        tally.possibly_lost = possibly_lost  # type: ignore[method-assign]
 
     # Its threads
 
@@ -241,6 +241,8 @@ class Node(Victim):
             pool.view = replace(pool.view, offset_us=pool.view.offset_us + moved_us)
         silent_since = self.clock.elapsed() - pool.ttl_s
         pool._pulses = {
-            member: (pulse, at if at > silent_since else at - seconds) for member, (pulse, at) in pool._pulses.items()
+            member: pulse if pulse.seen_at > silent_since else pulse._replace(seen_at=pulse.seen_at - seconds)
+            for member, pulse in pool._pulses.items()
         }
-        ledger._memories = {name: (record, at - seconds) for name, (record, at) in ledger._memories.items()}
+        memories = ledger._memories
+        memories._records = {name: (record, at - seconds) for name, (record, at) in memories._records.items()}

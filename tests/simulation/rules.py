@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import celery_distsched.agenda as agenda
 from celery_distsched.cluster_time import ClusterTime
+from celery_distsched.deaths import Deaths
 from celery_distsched.dispatch import Dispatch
 from celery_distsched.errors import StoreUnavailable
 from celery_distsched.heartbeat import Heartbeat
@@ -81,10 +82,10 @@ def _() -> Any:
 
 @_rule("absence is death only after a TTL")
 def _() -> Any:
-    def hasty(self: Ledger, mark: str) -> bool:
-        return mark not in self._pool.view.alive and node_of(mark) != node_of(self.me)
+    def hasty(self: Deaths, mark: str, me: str) -> bool:
+        return mark not in self._pool.view.alive and node_of(mark) != node_of(me)
 
-    return patch.object(Ledger, "_gone", hasty)
+    return patch.object(Deaths, "gone", hasty)
 
 
 @_rule("the dead are buried before they are robbed")
