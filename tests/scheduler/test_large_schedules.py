@@ -32,8 +32,8 @@ def test_an_entry_takes_little_memory(cluster: Cluster) -> None:
             beat.close()
 
     held(100)
-    # Beside Celery's own entries, which are made before.
-    assert (held(12_000) - held(2_000)) / 10_000 < 520
+    # Beside Celery's own entries, which are made before. Python 3.10 needs a little more than the others.
+    assert (held(12_000) - held(2_000)) / 10_000 < 560
 
 
 def test_records_are_read_in_order(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
