@@ -104,7 +104,9 @@ class Ledger:
 
     def rejoined(self, me: str, *, doubtful: bool = False) -> None:
         """My membership is a new one; `doubtful`: others may have taken over what I held under the old one."""
-        self.me, self._doubtful = me, doubtful
+        # The doubt stays until what I held has been read: I may have come back twice since.
+        self._doubtful = doubtful or (self._doubtful and not self.unread.isdisjoint(self.busy))
+        self.me = me
         for name in self.busy:
             self.holdings[name].rejoined()
             # Its fence is void: it can neither be repeated nor arrive late any more.

@@ -6,7 +6,8 @@ of it. Then each node
 
 1. puts back what it remembers: of each record the later `last`, its own marks (exactly those that it has yet to send),
    and those that a dead node has left;
-2. claims nothing until every live node has done so, or for one TTL;
+2. claims nothing until every live node has done so, for half a TTL at least and for one at most: by then those in good
+   health are members again, also those whom this node has never seen;
 3. leaves alone for two TTLs what is neither there nor remembered, and starts it from now after that. Absent never means
    due: there is no burst of old runs.
 
@@ -86,6 +87,8 @@ class StoreLoss:
         self._checked_as: str | None = None
         self._to_put_back: set[str] = set()
         self._held_until = float("-inf")
+        #: Before that, not all who remember need be members again.
+        self._held_from = float("-inf")
         self._holding = False
 
     def settled(self, view: View) -> bool:
@@ -105,7 +108,7 @@ class StoreLoss:
         for _ in range(_ROUNDS):
             if self._to_put_back:
                 self._put_back()
-        if self._holding and (now >= self._held_until or self._all_have_put_back(view)):
+        if self._holding and (now >= self._held_until or (now >= self._held_from and self._all_have_put_back(view))):
             self._holding = False
             # While everybody wrote, everything may have changed.
             self._ledger.unread.update(self._ledger.share)
@@ -163,7 +166,7 @@ class StoreLoss:
             age_s = 0.0
         else:
             self._progress.generation = generation.name
-        self._held_until = now + hold_s - age_s
+        self._held_until, self._held_from = now + hold_s - age_s, now + hold_s / 2 - age_s
         self._holding = now < self._held_until
         self._ledger.anchor_from = now + wait_s - age_s
 

@@ -102,6 +102,26 @@ def test_an_instant_that_is_marked_as_mine_again_after_it_was_confirmed_shows_a_
     assert move.new == Record(10)
 
 
+def test_who_comes_back_twice_from_a_long_absence_still_doubts_what_it_held(ledger: Ledger) -> None:
+    """Somebody may have taken it over and sent it, before the store lost all that would tell."""
+    ledger.rejoined("me#1")
+    ledger._driver.store.members.add("me#1")  # type: ignore[attr-defined]
+    ledger.own({NAME}, gained={NAME}, lost=())
+    ledger.read(ledger.unread)
+    move = ledger.advance(NAME, claim=(11,))
+    assert move is not None
+    ledger.swap({NAME: move})
+    ledger.rejoined("me#2", doubtful=True)
+    ledger.rejoined("me#3")
+    # Another node has put back what it knew by then.
+    assert ledger.restoring(NAME, Record(20).text()) is None
+    ledger.read(ledger.unread)
+    ledger.rejoined("me#4")
+    move = ledger.restoring(NAME, Record(20).text())
+    assert move is not None
+    assert move.new == Record(20, {11: "me#4"})
+
+
 def test_a_call_whose_answer_is_lost_leaves_its_entries_to_be_read_first(ledger: Ledger) -> None:
     """Its claims leave no marks: only the record says whether the messages are in the queue."""
     ledger.own({NAME}, gained={NAME}, lost=())

@@ -23,8 +23,6 @@ from tests.simulation.world import World
 
 #: How often the simulation looks around, on `World.now`.
 _LOOK_S = 0.25
-#: A loss that everybody notices by itself is noticed within this, on `World.now`, or a roll-back has undone it.
-_NOTICED_S = 2.0
 
 
 class Cluster:
@@ -133,8 +131,8 @@ class Cluster:
             return False
         return (
             all(node.serves and node.quiet(members) for node in self.nodes)
-            and not any(loss.plain and loss.at > self.world.now - _NOTICED_S for loss in self.promises.losses.felt)
-            and len({node.progress.generation for node in self.nodes}) == 1
+            and not any(loss.plain and loss.noticed_at is None for loss in self.promises.losses.felt)
+            and {node.progress.generation for node in self.nodes} == {self.store.generation}
             and not self.promises.unsettled
         )
 

@@ -161,18 +161,20 @@ def roll_back(cluster: Cluster, node: Any) -> None:
     generation = store.ledger.get(GENERATION)
     store.another_server()
     store.go_back(cluster.world.now - lag_s)
-    _lost(cluster, plain=bool(store.name), seen=store.ledger.get(GENERATION) not in (None, generation))
+    seen = store.ledger.get(GENERATION) not in (None, generation)
+    _lost(cluster, plain=bool(store.name), seen=seen, back_to=cluster.world.now - lag_s)
 
 
-def _lost(cluster: Cluster, *, plain: bool, seen: bool = False) -> None:
+def _lost(cluster: Cluster, *, plain: bool, seen: bool = False, back_to: float = float("inf")) -> None:
     """The store has lost data.
 
     Args:
         cluster: Whose.
         plain: Nobody acts on what is left before having noticed.
         seen: The ledger has a generation of before: to notice that nobody needs to write one.
+        back_to: What has happened since that time, on `World.now`, is undone.
     """
-    cluster.promises.losses.happens(plain=plain, seen=seen)
+    cluster.promises.losses.happens(plain=plain, seen=seen, back_to=back_to)
     cluster.trouble(None, 0.0, LOSS, settle_s=3 * cluster.settings.node_ttl + 2)
 
 

@@ -64,8 +64,12 @@ class Losses:
 
     # What happens
 
-    def happens(self, *, plain: bool, seen: bool) -> None:
+    def happens(self, *, plain: bool, seen: bool, back_to: float) -> None:
         """Everything that was told so far may be asked for from now on."""
+        for loss in self.felt:
+            if loss.at > back_to:
+                # It is undone, as far as anybody can see.
+                loss.plain = loss.plain and plain
         told = {name: self._remembering(name) for name in self._told}
         self.felt.append(Loss(self.world.now, plain, told, self.world.now if seen else None))
 
@@ -75,8 +79,14 @@ class Losses:
         return {
             node: record
             for node, (record, at) in self._told[name].items()
-            if node.process.alive and (at > young or name in node.dispatch.ledger.share)
+            if node.process.alive and (at > young or self._owns(node, name))
         }
+
+    @staticmethod
+    def _owns(node: Any, name: str) -> bool:
+        """Whether an entry is in a node's share, and it has been told since of what there is."""
+        ledger = node.dispatch.ledger
+        return name in ledger.share and name not in ledger.unread
 
     def noticed(self) -> bool:
         """Somebody says that the store has lost data; returns whether it has."""
@@ -85,6 +95,11 @@ class Losses:
                 loss.noticed_at = self.world.now
         return bool(self.felt)
 
+    @property
+    def unnoticed(self) -> list[Loss]:
+        """Losses that nobody has noticed, and that nobody notices by itself."""
+        return [loss for loss in self.felt if loss.noticed_at is None and not loss.plain]
+
     def settle(self, ledger: Mapping[str, str]) -> list[str]:
         """Everybody is at rest: what is not back by now does not come back.
 
@@ -92,7 +107,7 @@ class Losses:
             The entries whose records have gone back though somebody knows better.
         """
         old = [name for name, (last, _) in self.upto.items() if name not in ledger or parse(ledger[name]).last < last]
-        unnoticed = [loss for loss in self.felt if loss.noticed_at is None and not loss.plain]
+        unnoticed = self.unnoticed
         if old and unnoticed:
             # Who was in bad health until now cannot be told later.
             for loss in unnoticed:
@@ -125,14 +140,21 @@ class Losses:
         settled = {
             node
             for node, record in told.items()
-            # Whoever is to send it itself knows whether it has.
-            if record.last >= instant and node_of(record.open.get(instant, f"{node.node_id}#")) == node.node_id
+            if record.last >= instant and self._settled_for(node, name, instant, record)
         }
         if by in settled:
             return True
         ttl_s = self.cluster.settings.node_ttl
         unseen = loss.noticed_at is None or self.world.now < loss.noticed_at + ttl_s + 2
         return not (unseen and not loss.plain) and any(self._well(node, loss) for node in settled)
+
+    def _settled_for(self, node: Any, name: str, instant: int, record: Record) -> bool:
+        """Whether a node that was told this knows that an instant is settled: what is its own it has sent by now."""
+        if instant not in record.open:
+            return True
+        run = self.cluster.promises.runs.get((name, instant))
+        sent = run is None or any(sender is node and at < self.world.now for at, sender, _ in run.messages)
+        return sent and node_of(record.open[instant]) == node.node_id
 
     def well(self, node: Any) -> bool:
         """Whether a node has been in good health since the latest loss."""

@@ -368,7 +368,8 @@ class Promises:
             assert planned.rule is not None
             text = self.store.ledger.get(name)
             last, _ = self.losses.upto.get(name, (-1, 0.0))
-            if text is not None:
+            # What has come back with an old record nobody may look for before it is noticed.
+            if text is not None and not self.losses.unnoticed:
                 for at in parse(text).open:
                     run = self.runs.get((name, at))
                     if run is None or now - run.claimed_at > _IN_TIME_S:

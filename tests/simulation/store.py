@@ -12,6 +12,7 @@ from celery_distsched.drivers import Answer, Driver, Member, StoreUrl, Swap
 from celery_distsched.drivers.base import Claim, Elsewhere, Pushing, PushRefused
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.schedule_epoch import RESERVED
+from celery_distsched.store_loss import Generation
 from tests.simulation.world import EPOCH_S, World
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ class Store:
         self.flaky_until = 0.0
         self.flakiness = 0.0
         self.clock_error_s = 0.0
+
+    @property
+    def generation(self) -> str:
+        """The name of the ledger's generation; empty where there is none."""
+        known = Generation.parse(self.ledger.get(GENERATION))
+        return known.name if known else ""
 
     def clock_us(self) -> int | None:
         return round((EPOCH_S + self.world.time + self.clock_error_s) * 1e6) if self.has_clock else None
