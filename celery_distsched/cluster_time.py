@@ -3,7 +3,8 @@
 Cluster time is `Clock.elapsed` plus an offset. The offset comes from the store's clock where it has one, else from the
 lower median of the nodes' wall clocks: late is allowed, early is not. A clock that jumps is not followed at once: the
 jump has to last for one TTL, and most of the nodes' clocks have to agree. Whoever joins takes the time that the others
-go by.
+go by. Nodes that have died are remembered for a while, and have a say in that: who is the last, or the first to come
+back after an outage, must not take the jump of its own clock for what everybody agrees on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from celery_distsched.clock import Clock, microseconds
+from celery_distsched.record import node_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,8 @@ class ClusterTime:
             self.offset_us = first
         else:
             # Of two clocks neither outvotes the other: cluster time goes on as it was.
-            agreed = 2 * sum(abs(first - wall) <= _STEP_US for wall in walls) > len(walls)
+            clocks = [own, *{node_of(m): max(walls) for m, walls in self._walls.items()}.values()]
+            agreed = 2 * sum(abs(first - clock) <= _STEP_US for clock in clocks) > len(clocks)
             self._consider(first, first - self.offset_us, agreed, now)
         self._report_skew(own - self.offset_us)
 

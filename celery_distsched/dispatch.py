@@ -143,11 +143,8 @@ class Dispatch:
         self._follow(view)
         self._agenda.follow_epochs(view.schedule, view.epochs)
         ledger.repeat()
-        settled = self._store_loss.settled(view)
+        settled = self._store_loss.settled(view) and self._all_read()
         if settled:
-            if ledger.unread:
-                with collector.paused():
-                    ledger.read(ledger.unread)
             ledger.watch()
             ledger.take_over()
             self._progress.ready = not ledger.unread or bool(ledger.suspicious)
@@ -160,6 +157,14 @@ class Dispatch:
         elif settled:
             self._look_ahead()
         self._confirm()
+
+    def _all_read(self) -> bool:
+        """Read what has yet to be; False if the store has lost data: somebody may have put it back who knew less."""
+        if not self.ledger.unread:
+            return True
+        with collector.paused():
+            self.ledger.read(self.ledger.unread)
+        return self._store_loss.unchanged()
 
     def _is_due(self) -> bool:
         at_us = self._agenda.timetable.next_us()

@@ -116,10 +116,13 @@ class StoreLoss:
         return not self._holding and self._known is not None and self._checked_as == view.me
 
     def unchanged(self) -> bool:
-        """Whether the ledger is the one that I know: only then is new what it does not hold."""
+        """Whether the ledger is the one that I know: only then is new what it does not hold, and right what it does."""
         (text,) = self._driver.read([_KEY])
         stored = Generation.parse(text)
-        return stored is not None and self._known is not None and stored.name == self._known.name
+        same = stored is not None and self._known is not None and stored.name == self._known.name
+        if not same:
+            self._checked_at = float("-inf")
+        return same
 
     # Notice
 

@@ -32,6 +32,10 @@ class Node:
         self.walls_are_off_s = [0.0] * others
         self.peers_are_off_s: float | None = None
 
+    @property
+    def others(self) -> list[str]:
+        return [f"other{number}#1" for number in range(len(self.walls_are_off_s))]
+
     def goes_on(self, seconds: float) -> float:
         """Let time pass with a heartbeat a second; returns by how many seconds cluster time is off."""
         until = self.clock.now + seconds
@@ -39,10 +43,10 @@ class Node:
             now = self.clock.now
             if self.store_is_off_s is not None:
                 self.time.store_said(microseconds(EPOCH_S + now + self.store_is_off_s), now, now)
-            for number, off_s in enumerate(self.walls_are_off_s):
+            for other, off_s in zip(self.others, self.walls_are_off_s, strict=True):
                 peer_us = 0 if self.peers_are_off_s is None else microseconds(EPOCH_S + now + self.peers_are_off_s)
-                self.time.heard(f"other{number}", microseconds(EPOCH_S + now + off_s), peer_us, now)
-            self.time.settle([f"other{number}" for number in range(len(self.walls_are_off_s))], now)
+                self.time.heard(other, microseconds(EPOCH_S + now + off_s), peer_us, now)
+            self.time.settle(self.others, now)
             if now >= until:
                 assert self.time.offset_us is not None
                 return round(self.time.offset_us / 1e6 - EPOCH_S, 3)
@@ -107,14 +111,14 @@ def test_a_heartbeat_that_was_there_already_says_nothing_of_the_time(store: bool
         written_us = microseconds(EPOCH_S + node.clock.now - 7)
         if store:
             node.time.store_said(microseconds(EPOCH_S + node.clock.now), node.clock.now, node.clock.now)
-        node.time.found("other", written_us, written_us, node.clock.now)
-        node.time.settle(["other"], node.clock.now)
+        node.time.found("other#1", written_us, written_us, node.clock.now)
+        node.time.settle(["other#1"], node.clock.now)
         assert node.time.offset_us is None, "who can tell whether the clocks are wrong, or this is 7 s old?"
         node.clock.now += later_s
         if not dead:
             now_us = microseconds(EPOCH_S + node.clock.now)
-            node.time.heard("other", now_us, now_us, node.clock.now)
-        node.time.settle([] if dead else ["other"], node.clock.now)
+            node.time.heard("other#1", now_us, now_us, node.clock.now)
+        node.time.settle([] if dead else ["other#1"], node.clock.now)
         assert node.time.offset_us == microseconds(EPOCH_S)
 
 

@@ -378,13 +378,24 @@ def test_the_first_heartbeat_of_a_node_that_died_at_once_is_of_unknown_age_too(
     assert off(pool, clock) == 0.0
 
 
-def test_the_clock_of_a_dead_node_does_not_count(pool: NodePool, clock: VirtualClock) -> None:
+def test_the_clock_of_a_dead_node_counts_until_it_is_forgotten(pool: NodePool, clock: VirtualClock) -> None:
+    """Whose clock of the two is wrong nobody can tell: cluster time goes on as it was."""
     assert seen_clocks(pool, clock, -60.0) == -60.0
-    members = {"me#1": member(1, info("here")), "other0#1": member(1)}
-    watch(pool, clock, TTL_S, lambda: members)
-    # What is left is another time: it has to last before it is believed.
+    watch(pool, clock, 590.0, lambda: {"me#1": member(1, info("here"))})
     assert off(pool, clock) == -60.0
-    watch(pool, clock, TTL_S, lambda: members)
+    watch(pool, clock, 20.0, lambda: {"me#1": member(1, info("here"))})
+    assert off(pool, clock) == 0.0
+
+
+def test_the_first_to_come_back_after_an_outage_does_not_follow_its_own_clock_alone(
+    pool: NodePool, clock: VirtualClock
+) -> None:
+    assert seen_clocks(pool, clock, 0.0, 0.0) == 0.0
+    clock.skew_s = HOUR_S
+    # The store comes back empty: the others are gone for longer than a TTL.
+    clock.now += TTL_S
+    pool.renewed("me#2", clock.now, None)
+    watch(pool, clock, 4 * TTL_S, lambda: {"me#2": member(clock.now, info("here"))})
     assert off(pool, clock) == 0.0
 
 

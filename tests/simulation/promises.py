@@ -53,6 +53,8 @@ class Run:
     closed: bool = False
     #: It is open again, after it was settled: since when nobody had anything to do with it.
     settled_at: float | None = None
+    #: Who has opened it again, and had to know.
+    opened_by: Any = None
 
 
 class Promises:
@@ -118,7 +120,7 @@ class Promises:
         if len(run.messages) == 1 and run.settled_at is None:
             return
         since = run.claimed_at if run.settled_at is None else run.settled_at
-        if self.losses.excuse(node, name, instant, since):
+        if self.losses.excuse(run.opened_by or node, name, instant, since):
             self.counts["sent again after a loss"] += 1
             return
         if run.settled_at is not None:
@@ -232,7 +234,7 @@ class Promises:
             if at > now_us + self.skew_us:
                 self.fail("clocks", f"{node.node_id} claims {name} {at} {(at - now_us) / 1e6:.3f} s too early")
             if at <= upto:
-                self._open_again(fence, name, at)
+                self._open_again(node, fence, name, at)
             else:
                 self.runs[name, at] = Run(self.world.now, {fence or "": self.world.now})
         if name.startswith("only") and not opened:
@@ -275,13 +277,13 @@ class Promises:
             self.fail("one claim", f"{name}: last fell from {old.last} to {new.last}")
         for at, mark in new.open.items():
             if at not in old.open and at <= upto and mark != HANDED_BACK:
-                self._open_again(mark, name, at)
+                self._open_again(node, mark, name, at)
 
-    def _open_again(self, mark: str | None, name: str, at: int) -> None:
+    def _open_again(self, node: Any, mark: str | None, name: str, at: int) -> None:
         """An instant is open that was so before: nothing is wrong with that as long as nobody has sent it."""
         run = self.runs.get((name, at))
         if run is None:
-            run = self.runs[name, at] = Run(self.world.now, settled_at=self.losses.upto[name][1])
+            run = self.runs[name, at] = Run(self.world.now, settled_at=self.losses.upto[name][1], opened_by=node)
         run.closed = False
         run.holders[mark or ""] = self.world.now
 
