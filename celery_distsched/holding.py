@@ -217,8 +217,13 @@ class Holding:
         if known is None:
             return None
         marks = dict(record.open) if record else {}
-        # I know best what I have yet to send: no other mark of mine can stand for anything.
-        marks = {at: mark for at, mark in marks.items() if node_of(mark) != node_of(me) or self._to_send(at)}
+        # I know best what I have yet to send: no other mark of mine can stand for anything. And what was closed when I
+        # last looked stays so: whoever has put it back knew less.
+        marks = {
+            at: mark
+            for at, mark in marks.items()
+            if (self._to_send(at) if node_of(mark) == node_of(me) else at > known.last or at in known.open)
+        }
         dropped = {}
         for at in filter(self._to_send, self.phases):
             settled = doubtful and at not in marks and record is not None and record.last >= at

@@ -160,3 +160,12 @@ def test_what_was_tried_and_not_answered_is_left_to_a_takeover_and_so_sent_again
     move = held.hand_back(ME, at_most_once=True)
     assert move is not None
     assert move.new.open == {11: HANDED_BACK, 12: HANDED_BACK}, "there it was given up, unless the broker said no"
+
+
+def test_what_was_closed_when_i_last_looked_is_dropped_if_somebody_who_knew_less_has_put_it_back() -> None:
+    mine = Holding(Record(20, {15: OTHER}))
+    stored = Record(12, {12: OTHER, 15: OTHER, 21: OTHER})
+    move = mine.restoring(ME, stored.text(), stored, gone=lambda mark: False)
+    assert move is not None
+    assert move.new == Record(20, {15: OTHER, 21: OTHER})
+    assert not move.dropped, "nothing is lost: it was sent, or counted"

@@ -42,6 +42,8 @@ def main() -> int:
             failed += 1
             print(f"seed {report['seed']}: {report['broken']}", flush=True)
             print(f"  replay: {_replay(given, report['seed'])}", flush=True)
+            if given.until and given.until in report["broken"]:
+                break
     summary = {"seeds": seeds, "violations": failed, "virtual hours": round(hours), "CPU seconds": round(cpu_s, 1)}
     summary["virtual hours a CPU minute"] = round(hours / cpu_s * 60)
     summary["virtual hours a minute"] = round(hours / (time.monotonic() - began) * 60)
@@ -62,6 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="the lives that the other policies are given, for ours")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, metavar="FAULT", help="nothing but these happens")
     parser.add_argument("--step", type=int, default=1, help="to the next seed: from 3, 4 is that of the busy ones")
+    parser.add_argument("--until", metavar="TEXT", help="no further than the first violation of which it says this")
     parser.add_argument("--teeth", action="store_true", help="each rule switched off, until a seed finds it")
     parser.add_argument("--seconds", type=float, default=180.0, help="of CPU, for each of these at most")
     parser.add_argument("--only", help="of these, only those with this in their names")

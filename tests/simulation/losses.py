@@ -31,8 +31,9 @@ class Loss:
     at: float
     #: Whether each node notices it by itself, before it claims again.
     plain: bool
-    #: Entry → node → the newest record of it that the node has been told.
-    told: dict[str, dict[Any, Record]]
+    #: Entry → node → the newest record of it that the node has been told, and until when by the calendar it remembers
+    #: that if the entry is not its own.
+    told: dict[str, dict[Any, tuple[Record, float]]]
     #: When somebody noticed it, or since when anybody can, on `World.now`.
     noticed_at: float | None = None
 
@@ -73,14 +74,15 @@ class Losses:
         told = {name: self._remembering(name) for name in self._told}
         self.felt.append(Loss(self.world.now, plain, told, self.world.now if seen else None))
 
-    def _remembering(self, name: str) -> dict[Any, Record]:
+    def _remembering(self, name: str) -> dict[Any, tuple[Record, float]]:
         """Who remembers an entry: its owner, and whoever was told not long ago."""
-        young = self.world.time - _REMEMBERED_S
-        return {
-            node: record
+        now = self.world.time
+        since = {
+            node: (record, now if self._owns(node, name) else at)
             for node, (record, at) in self._told[name].items()
-            if node.process.alive and (at > young or self._owns(node, name))
+            if node.process.alive
         }
+        return {node: (record, at + _REMEMBERED_S) for node, (record, at) in since.items() if at + _REMEMBERED_S > now}
 
     @staticmethod
     def _owns(node: Any, name: str) -> bool:
@@ -112,7 +114,7 @@ class Losses:
             # Who was in bad health until now cannot be told later.
             for loss in unnoticed:
                 loss.told = {
-                    name: {node: record for node, record in told.items() if self._well(node, loss)}
+                    name: {node: memory for node, memory in told.items() if self._well(node, loss)}
                     for name, told in loss.told.items()
                 }
             self.felt = unnoticed
@@ -139,8 +141,10 @@ class Losses:
         told = loss.told.get(name, {})
         settled = {
             node
-            for node, record in told.items()
-            if record.last >= instant and self._settled_for(node, name, instant, record)
+            for node, (record, until) in told.items()
+            if record.last >= instant
+            and self._settled_for(node, name, instant, record)
+            and (until > self.world.time or self._owns(node, name))
         }
         if by in settled:
             return True

@@ -27,6 +27,18 @@ def violation(seed: int, *words: str) -> str | None:
     return None if done.returncode == 0 else first.partition(": ")[2]
 
 
+def first_violation(until: str, *words: str) -> tuple[int, str]:
+    """Live one life after the other, until a promise is broken of which this is said; return the seed, and what it was.
+
+    Which seed that is depends on the order of sets, and so on the release of Python.
+    """
+    done = _run("--until", until, *words)
+    found = [line for line in done.stdout.splitlines() if line.startswith("seed ") and until in line]
+    assert found, done.stdout + done.stderr
+    seed, _, broken = found[-1].removeprefix("seed ").partition(": ")
+    return int(seed), broken
+
+
 def _run(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.simulation", *words]
     return subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)

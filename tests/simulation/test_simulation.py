@@ -10,7 +10,7 @@ from tests.simulation.replay import simulate, violation
 
 
 def test_the_promises_hold_whatever_happens() -> None:
-    (summary,) = simulate("--count", "24", "--hours", "6")
+    (summary,) = simulate("--count", "48", "--hours", "6")
     assert summary["violations"] == 0
     # The faults have had something to hit.
     for what in ("taken over", "sent again", "possibly lost", "skipped"):
@@ -31,7 +31,7 @@ def test_a_seed_decides_everything_whatever_process_it_runs_in() -> None:
 
 @pytest.mark.parametrize("rule", ["margin", "absence is death", "failed read", "hand-over is no misfire"])
 def test_a_rule_is_missed_when_it_is_switched_off(rule: str) -> None:
-    (found,) = simulate("--teeth", "--only", rule, "--count", "20")
+    (found,) = simulate("--teeth", "--only", rule, "--count", "60")
     assert found["broken"]
 
 
@@ -42,4 +42,4 @@ def test_who_is_absent_is_robbed_where_absence_is_death() -> None:
         assert violation(seed, *faults) is None
         broken = violation(seed, *faults, "--without", "absence is death only after a TTL")
         assert broken is not None
-        assert broken.startswith("trust: ")
+        assert broken.startswith(("trust: ", "one claim: "))
