@@ -287,6 +287,8 @@ class Ledger:
             StoreUnavailable: The outcome is unknown; the moves are kept, to be repeated before anything else is done.
             LeaseLost: Not all was written; the records are read before anything else is done.
         """
+        if not moves:
+            return
         if any(move.enqueue for move in moves.values()):
             raise AssertionError("a claim that leaves no mark, without its message: the run would be lost")
         for names in batches(moves, self._driver.max_batch):
@@ -377,7 +379,7 @@ class Ledger:
     def repeat(self) -> None:
         """Repeat, unchanged, what was not answered."""
         now = self._clock.elapsed()
-        if now - self._repeated_at < _REPEAT_S:
+        if not self.busy or now - self._repeated_at < _REPEAT_S:
             return
         self._repeated_at = now
         moves = {name: move for name in self.busy if (move := self.holdings[name].unanswered) is not None}
@@ -386,6 +388,8 @@ class Ledger:
 
     def take_over(self) -> None:
         """Take over what the dead left open, and what I held under an older membership."""
+        if not self._watched and not self.busy:
+            return
         moves = {}
         for name in self._watched | self.busy:
             move = self.advance(name)

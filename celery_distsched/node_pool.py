@@ -186,7 +186,8 @@ class NodePool:
                 take_in = self._time.heard if dated and before is not None else self._time.found
                 take_in(membership, info.wall_us, info.cluster_us, now)
             self._pulses[membership] = Pulse(member, info, now if before is None or changed else before.seen_at)
-        self._forget_the_gone(members, now)
+        if len(self._pulses) > len(members):
+            self._forget_the_gone(members, now)
         dead = frozenset(m for m, pulse in self._pulses.items() if now - pulse.seen_at >= self.ttl_s and m != self._me)
         alive = {m: info for m in members if m not in dead and (info := self._pulses[m].info) is not None}
         self._digest = digest
