@@ -73,6 +73,8 @@ class Pulse(NamedTuple):
     #: When it was last seen to change, and (infinity: it is there) since when it has been gone; on `Clock.elapsed`.
     seen_at: float
     gone_since: float = float("inf")
+    #: Whether it has been seen to change at all.
+    beats: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,12 @@ class NodePool:
             info = Info.parse(member.info)
             changed = before is None or before.member.pulse != member.pulse
             if changed and info is not None and membership != self._me:
-                take_in = self._time.heard if dated and before is not None else self._time.found
+                # One change is not enough: the store may have gone back to what a node wrote hours ago.
+                beats = dated and before is not None and before.beats
+                take_in = self._time.heard if beats else self._time.found
                 take_in(membership, info.wall_us, info.cluster_us, now)
-            self._pulses[membership] = Pulse(member, info, now if before is None or changed else before.seen_at)
+            seen_at = now if before is None or changed else before.seen_at
+            self._pulses[membership] = Pulse(member, info, seen_at, beats=before is not None)
         if len(self._pulses) > len(members):
             self._forget_the_gone(members, now)
         dead = frozenset(m for m, pulse in self._pulses.items() if now - pulse.seen_at >= self.ttl_s and m != self._me)

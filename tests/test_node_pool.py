@@ -254,7 +254,7 @@ def test_a_node_takes_the_smallest_number_that_is_free_on_its_host() -> None:
 def seen_clocks(pool: NodePool, clock: VirtualClock, *skews_s: float) -> float:
     """Let a node join beside others with such clocks; returns by how much cluster time is off."""
     pool.renewed("me#1", clock.now, None)
-    for pulse in (0, 1):
+    for pulse in (0, 1, 2):
         members = {"me#1": member(1, info("here", wall_us=0))}
         for number, skew_s in enumerate(skews_s):
             wall_us = microseconds(EPOCH_S + clock.now + skew_s)
@@ -330,9 +330,27 @@ def test_the_time_of_a_live_node_is_taken_over_once_its_heartbeat_is_seen_to_cha
 
     pool.renewed("me#1", clock.now, microseconds(EPOCH_S + clock.now + HOUR_S))
     pool.observe({"me#1": member(1, info("here")), "other#1": heartbeat(1)}, "same")
-    assert pool.now_us() is None
-    clock.now += 1
-    pool.observe({"me#1": member(1, info("here")), "other#1": heartbeat(2)}, "same")
+    for pulse in (2, 3):
+        assert pool.now_us() is None
+        clock.now += 1
+        pool.observe({"me#1": member(1, info("here")), "other#1": heartbeat(pulse)}, "same")
+    assert off(pool, clock) == 0.0
+
+
+def test_a_heartbeat_that_the_store_has_gone_back_to_does_not_say_what_time_it_is(
+    pool: NodePool, clock: VirtualClock
+) -> None:
+    """A snapshot of an hour ago is restored while a node joins: what changes in it changes once."""
+
+    def heartbeat(pulse: int, ago_s: float) -> Member:
+        at_us = microseconds(EPOCH_S + clock.now - ago_s)
+        return member(pulse, Info("there", 0, "same", "cluster", True, at_us, cluster_us=at_us))
+
+    pool.renewed("me#1", clock.now, microseconds(EPOCH_S + clock.now))
+    pool.observe({"other#1": heartbeat(7, 2.0)}, "same")
+    clock.now += 0.25
+    assert watch(pool, clock, TTL_S - 0.25, lambda old=heartbeat(1, HOUR_S): {"other#1": old}).offset_us is None
+    watch(pool, clock, 1.0, lambda old=heartbeat(1, HOUR_S): {"other#1": old})
     assert off(pool, clock) == 0.0
 
 
@@ -405,7 +423,7 @@ def test_the_stores_clock_is_the_time_where_it_has_one(pool: NodePool, clock: Vi
     asked_at = clock.now
     clock.now += 2
     pool.renewed("me#1", asked_at, microseconds(EPOCH_S + asked_at + 1 + 7))
-    for pulse in (0, 1):
+    for pulse in (0, 1, 2):
         pool.observe({"me#1": member(1), "other#1": member(pulse, info(wall_us=1))}, "same")
     assert off(pool, clock) == 7.0
     for round_trip_s, store_is_off_s, off_s in [(0.2, 50.0, 7.0), (0.04, 8.0, 8.0)]:

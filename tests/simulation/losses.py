@@ -108,7 +108,7 @@ class Losses:
         Returns:
             The entries whose records have gone back though somebody knows better.
         """
-        old = [name for name, (last, _) in self.upto.items() if name not in ledger or parse(ledger[name]).last < last]
+        old = [name for name, (last, _) in self.upto.items() if name not in ledger or self._older(ledger[name], last)]
         unnoticed = self.unnoticed
         if old and unnoticed:
             # Who was in bad health until now cannot be told later.
@@ -125,6 +125,12 @@ class Losses:
                 self.upto[name] = (parse(ledger[name]).last, self.world.now)
         self.felt = []
         return lost
+
+    @staticmethod
+    def _older(text: str, last: int) -> bool:
+        """Whether a record has gone back: at rest no mark is open."""
+        record = parse(text)
+        return record.last < last or bool(record.open)
 
     # What it excuses
 

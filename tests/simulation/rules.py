@@ -156,7 +156,7 @@ def _() -> Any:
 def _() -> Any:
     know = Ledger._know
 
-    def blind(self: Ledger, name: str, record: Any) -> None:
+    def blind(self: Ledger, name: str, record: Any, **how: Any) -> None:
         know(self, name, record)
         self._watched.discard(name)
 
