@@ -12,6 +12,7 @@ from weakref import WeakSet
 import hypothesis
 import pytest
 
+from tests.figures import Figure, figures_file
 from tests.servers import ConsulServer, EtcdServer, RabbitServer, RedisServer, Server
 from tests.wire import Wire
 
@@ -57,6 +58,21 @@ def wire_to() -> Iterator[Callable[[Server], Wire]]:
     """Make wires to servers: ``server.url(port=wire_to(server).port)``. They end with the test."""
     with ExitStack() as wires:
         yield lambda server: wires.enter_context(Wire(server.port, server.host))
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Figure:
+    """Takes what the test has measured of a promise."""
+    return Figure(request.node.nodeid)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where figures are asked for, run the tests that measure something, and no others."""
+    if figures_file() is None:
+        return
+    others = [item for item in items if "figure" not in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 @pytest.hookimpl(wrapper=True)
