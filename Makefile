@@ -29,9 +29,10 @@ demo: .venv/.all ## several beats share one schedule, and one is killed; STORE=s
 test: .venv/.dev servers ## run the tests against real servers; ARGS="-k words" to choose
 	@exec .venv/bin/pytest $(SIDE_BY_SIDE) $(ARGS)
 
-figures: .venv/.dev servers ## measure what is promised, on every store, and write docs/guarantees.md and README.md's table
-	@mkdir -p .cache && rm -f $(FIGURES)
-	@FIGURES=$(FIGURES) .venv/bin/pytest $(SIDE_BY_SIDE) tests/acceptance tests/scheduler/test_promises*.py
+figures: .venv/.dev servers ## measure what is promised on every store, for docs/guarantees.md; ARGS=--last-failed to try again and go on
+	@mkdir -p .cache
+	@$(if $(ARGS),,rm -f $(FIGURES))
+	@FIGURES=$(FIGURES) .venv/bin/pytest $(SIDE_BY_SIDE) tests/acceptance tests/scheduler/test_promises*.py $(ARGS)
 	@exec .venv/bin/python -m tests.figures $(FIGURES)
 
 chaos: .venv/.dev servers ## hurt beats, stores and brokers at random; MINUTES=10 (default), SEED=... to do the same again

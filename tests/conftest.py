@@ -61,18 +61,23 @@ def wire_to() -> Iterator[Callable[[Server], Wire]]:
 
 
 @pytest.fixture
-def figure(request: pytest.FixtureRequest) -> Figure:
-    """Takes what the test has measured of a promise."""
-    return Figure(request.node.nodeid)
+def figure(request: pytest.FixtureRequest) -> Iterator[Figure]:
+    """Takes what the test measures of a promise, and keeps it if the test passes."""
+    failed, figure = request.session.testsfailed, Figure(request.node.nodeid)
+    yield figure
+    if request.session.testsfailed == failed:
+        figure.keep()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where figures are asked for, run the tests that measure something, and no others."""
     if figures_file() is None:
         return
-    others = [item for item in items if "figure" not in getattr(item, "fixturenames", ())]
-    config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if item not in others]
+    measuring: dict[bool, list[pytest.Item]] = {True: [], False: []}
+    for item in items:
+        measuring["figure" in getattr(item, "fixturenames", ())].append(item)
+    config.hook.pytest_deselected(items=measuring[False])
+    items[:] = measuring[True]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -82,9 +82,9 @@ def test_an_occurrence_has_one_task_id(chaos: Chaos) -> None:
 
 def test_an_occurrence_comes_twice_only_where_its_sender_could_not_confirm_it(chaos: Chaos, figure: Figure) -> None:
     doubled = chaos.sent.doubled_without_cause(chaos.hurts)
-    resent = len(chaos.sent.doubled()) - len(doubled)
-    what = f"runs claimed by two; {resent} sent again under their id, whose senders could not confirm; {chaos.hurt}"
-    figure.runs("one claim", chaos.store, len(doubled), len(chaos.sent.messages), what)
+    resent, runs = len(chaos.sent.doubled()) - len(doubled), len(chaos.sent.messages)
+    figure.runs("one claim", chaos.store, len(doubled), runs, f"runs claimed by two; {chaos.hurt}")
+    figure.also("at least once", chaos.store, resent, runs, "runs sent again, since their sender could not confirm")
     assert not doubled, f"{doubled}{chaos.story}"
 
 

@@ -20,6 +20,7 @@ TTL_S = 2.0
 #: What happens, and to which store.
 CASES = {
     "a Redis is flushed": "redis+zset",
+    "a Redis with a key for each beat is flushed": "redis+scan",
     "a Redis starts empty": "redis+zset",
     "a Redis evicts the ledger": "redis+zset",
     "an etcd is emptied": "etcd",
@@ -53,11 +54,13 @@ def delete(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Result]]:
-    flushed, emptied, etcd, consul = RedisServer(), RedisServer(), EtcdServer(), ConsulServer()
+    flushed, with_keys, emptied = RedisServer(), RedisServer(), RedisServer()
+    etcd, consul = EtcdServer(), ConsulServer()
     evicting = RedisServer("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     file = tmp_path_factory.mktemp("store") / "store.sqlite3"
     ways: list[tuple[str, Callable[[str], None]]] = [
         (flushed.url(), lambda namespace: flushed.flush()),
+        (with_keys.url("redis+scan"), lambda namespace: with_keys.flush()),
         (emptied.url(), lambda namespace: emptied.restart(empty=True)),
         (evicting.url(), lambda namespace: evict(evicting, namespace)),
         (etcd.url(), lambda namespace: etcd.flush()),
@@ -85,7 +88,7 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
             return Result(case, cluster, began, lost_at, ended)
 
     with ExitStack() as stack:
-        for server in (flushed, emptied, evicting, etcd, consul):
+        for server in (flushed, with_keys, emptied, evicting, etcd, consul):
             stack.enter_context(server)
         yield at_once({case: lambda nth=nth, case=case: run(nth, case) for nth, case in enumerate(CASES)})  # type: ignore[misc]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.figures.promises import PROMISES, RUNS, STORES
+from tests.figures.promises import PROMISES, SECONDS, STORES
 
 
 class Measured(NamedTuple):
@@ -16,18 +16,18 @@ class Measured(NamedTuple):
     promise: str
     store: str
     kind: str
-    #: Of `RUNS`: how many were not as promised; of `SECONDS`: how long the slowest took.
+    #: Of `SECONDS`: how long the slowest took; else how many, of `RUNS` those that were not as promised.
     value: float
-    #: Of `RUNS`: how many there were; of `SECONDS`: how long it may take.
+    #: Of `SECONDS`: how long it may take; else how many there were.
     of: float
     what: str
     #: Its file and name, without the case.
     test: str
 
     def __str__(self) -> str:
-        if self.kind == RUNS:
-            return f"{self.value:,.0f} of {self.of:,.0f}"
-        return f"{self.value:.2f} of {self.of:g} s"
+        if self.kind == SECONDS:
+            return f"{self.value:.2f} of {self.of:g} s"
+        return f"{self.value:,.0f} of {self.of:,.0f}"
 
 
 def read(path: Path) -> list[Measured]:
@@ -39,9 +39,9 @@ def read(path: Path) -> list[Measured]:
 def together(figures: Iterable[Measured]) -> Measured:
     """Return the sum of counts, or of times the one that came nearest to its bound."""
     several = list(figures)
-    if several[0].kind == RUNS:
-        return several[0]._replace(value=sum(one.value for one in several), of=sum(one.of for one in several))
-    return max(several, key=lambda one: one.value / one.of)
+    if several[0].kind == SECONDS:
+        return max(several, key=lambda one: one.value / one.of)
+    return several[0]._replace(value=sum(one.value for one in several), of=sum(one.of for one in several))
 
 
 def missing(figures: Iterable[Measured]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from tests.figures.promises import PROMISES, RUNS, SECONDS, STORES
+from tests.figures.promises import ALSO, PROMISES, RUNS, SECONDS, STORES
 
 _VARIABLE = "FIGURES"
 
@@ -22,6 +22,7 @@ class Figure:
 
     def __init__(self, test: str) -> None:
         self._test = test
+        self._lines: list[str] = []
 
     def runs(self, promise: str, store: str, wrong: int, of: int, what: str) -> None:
         """Note how many of so many were not as promised.
@@ -36,6 +37,10 @@ class Figure:
         assert of > 0, "nothing was tried"
         self._note(promise, store, {"kind": RUNS, "value": int(wrong), "of": of, "what": what})
 
+    def also(self, promise: str, store: str, number: int, of: int, what: str) -> None:
+        """Note a number that goes with a promise and breaks none: of how many runs something is true."""
+        self._note(promise, store, {"kind": ALSO, "value": number, "of": of, "what": what})
+
     def seconds(self, promise: str, store: str, took_s: float, within_s: float, what: str) -> None:
         """Note how long the slowest took, how long it may, and what it was."""
         self._note(promise, store, {"kind": SECONDS, "value": round(took_s, 3), "of": round(within_s, 1), "what": what})
@@ -44,9 +49,12 @@ class Figure:
         # A name that is not in the table is an error in every run, not only where figures are asked for.
         assert promise in PROMISES, promise
         assert store in STORES, store
+        self._lines.append(json.dumps({"promise": promise, "store": store, "test": self._test, **measured}) + "\n")
+
+    def keep(self) -> None:
+        """Write down what was noted, where somebody asks for it."""
         path = figures_file()
         if path is not None:
-            line = json.dumps({"promise": promise, "store": store, "test": self._test, **measured})
-            # Several processes append to it: each line is one write.
+            # Several processes append to it: all lines of a test are one write.
             with path.open("a") as file:
-                file.write(f"{line}\n")
+                file.write("".join(self._lines))

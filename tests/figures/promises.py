@@ -16,7 +16,7 @@ STORES = {
 #: The README has one column for both ways of Redis.
 COLUMNS = {"Redis": ("redis+zset", "redis+scan"), "SQLite": ("sqlite",), "Consul": ("consul",), "etcd": ("etcd",)}
 
-RUNS, SECONDS = "runs", "seconds"
+RUNS, SECONDS, ALSO = "runs", "seconds", "also"
 
 
 class Promise(NamedTuple):
@@ -32,6 +32,7 @@ class Promise(NamedTuple):
 
 
 _NO_QUEUE = "no broker keeps its queue there"
+_ON_THE_HOST = "no beat alone is cut off from a file on its host; one that all cannot write to is under Store outage"
 
 #: In the order of the README.
 PROMISES = {
@@ -50,11 +51,11 @@ PROMISES = {
     "store loss": Promise("Store loss", "2 × TTL", SECONDS),
     "broker outage": Promise("Broker outage", "none lost", RUNS),
     "trust": Promise("Trust: a node that hangs", "TTL + 1 s, etcd 1.5", SECONDS),
-    "no store": Promise("… is cut off from the store", "TTL + 1 s, etcd 1.5", SECONDS),
+    "no store": Promise("… is cut off from the store", "TTL + 1 s, etcd 1.5", SECONDS, {"sqlite": _ON_THE_HOST}),
     "no broker": Promise("… or from the broker", "TTL + 1 s, etcd 1.5", SECONDS),
     "clocks": Promise("Clocks", "none lost or twice", RUNS),
     "versions": Promise("Mixed versions", "none lost or twice", RUNS),
     "state": Promise("State survives", "none moved or again", RUNS),
     "nothing local": Promise("Nothing local", "no file", RUNS),
-    "bad entry": Promise("One bad entry", "no other hindered", RUNS),
+    "bad entry": Promise("One bad entry", "none held up or unsaid", RUNS),
 }

@@ -11,7 +11,7 @@ BEGIN, END = "<!-- Written by `make figures`. -->\n", "<!-- So far. -->\n"
 
 
 def sections(figures: Sequence[Measured]) -> str:
-    """Return a table for each promise: the store, what was measured, and the tests."""
+    """Return a table for each promise: what was measured by which test, on each store."""
     return "\n\n".join(
         f"## {promise.title}\n\n{_section(promise, [one for one in figures if one.promise == key])}"
         for key, promise in PROMISES.items()
@@ -19,23 +19,25 @@ def sections(figures: Sequence[Measured]) -> str:
 
 
 def _section(promise: Promise, figures: Sequence[Measured]) -> str:
-    rows = [["store", "measured", "what", "test"], ["---"] * 4]
-    for store, name in STORES.items():
-        if store in promise.unsaid:
-            rows.append([name, "–", promise.unsaid[store], ""])
-        by_test: dict[tuple[str, str, str], list[Measured]] = {}
-        for one in figures:
-            if one.store == store:
-                by_test.setdefault((one.test, one.kind, one.what), []).append(one)
-        for (test, _, what), several in sorted(by_test.items()):
-            rows.append([name, str(together(several)), what, f"`{test.replace('::', '` `')}`"])
-            name = ""
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    by_cell: dict[tuple[str, str], dict[str, list[Measured]]] = {}
+    for one in figures:
+        by_cell.setdefault((one.test, one.what), {}).setdefault(one.store, []).append(one)
+    rows = [["what, and by which test", *STORES.values()], ["---", *["---:"] * len(STORES)]]
+    for (test, what), cells in sorted(by_cell.items()):
+        file, _, name = test.partition("::")
+        measured = [str(together(cells[store])) if store in cells else "" for store in STORES]
+        rows.append([f"{what}: `{file}` `{name}`", *measured])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    # A reason holds for all the stores that have it.
+    reasons = {
+        why: [STORES[store] for store in STORES if promise.unsaid.get(store) == why] for why in promise.unsaid.values()
+    }
+    return "\n\n".join([table, *(f"{', '.join(stores)}: {why}." for why, stores in reasons.items())])
 
 
 def overview(figures: Sequence[Measured]) -> str:
     """Return the README's table, in columns that a terminal shows as such."""
-    rows = [["", "at most", *COLUMNS]]
+    rows = [["", "bound", *COLUMNS]]
     for key, promise in PROMISES.items():
         cells = []
         for stores in COLUMNS.values():
@@ -50,7 +52,8 @@ def overview(figures: Sequence[Measured]) -> str:
 
 def with_overview(readme: str, figures: Sequence[Measured]) -> str:
     """Return the README with this table in its place."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    assert after, f"the README has no place for the table: {BEGIN!r} ... {END!r}"
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README has no place for the table: {BEGIN!r} ... {END!r}")
     return f"{before}{BEGIN}\n{overview(figures)}\n{END}{after}"
