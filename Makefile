@@ -4,6 +4,9 @@ MINUTES ?= 10
 SEED ?=
 CELERIES := 5.5 5.6 5.7
 
+# What the tests of the promises note down for `make figures`.
+FIGURES := $(CURDIR)/.cache/figures.jsonl
+
 # Most tests wait most of the time. Whole files go to one worker or the other, each with servers of its own.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
@@ -12,9 +15,9 @@ export PYTHON
 export PATH := $(PATH):$(CURDIR)/.servers/bin
 
 # The workers must find the same tests in the same order, and pytest-celery takes some of its own out of sets.
-test $(CELERIES:%=matrix-%): export PYTHONHASHSEED := 0
+test figures $(CELERIES:%=matrix-%): export PYTHONHASHSEED := 0
 
-.PHONY: help demo simulate test chaos soak lint types matrix bench servers clean $(CELERIES:%=matrix-%)
+.PHONY: help demo simulate test figures chaos soak lint types matrix bench servers clean $(CELERIES:%=matrix-%)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +28,12 @@ demo: .venv/.all ## several beats share one schedule, and one is killed; STORE=s
 
 test: .venv/.dev servers ## run the tests against real servers; ARGS="-k words" to choose
 	@exec .venv/bin/pytest $(SIDE_BY_SIDE) $(ARGS)
+
+figures: .venv/.dev servers ## measure what is promised on every store, for docs/guarantees.md; ARGS=--last-failed to try again and go on
+	@mkdir -p .cache
+	@$(if $(ARGS),,rm -f $(FIGURES))
+	@FIGURES=$(FIGURES) .venv/bin/pytest $(SIDE_BY_SIDE) tests/acceptance tests/scheduler/test_promises*.py $(ARGS)
+	@exec .venv/bin/python -m tests.figures $(FIGURES)
 
 chaos: .venv/.dev servers ## hurt beats, stores and brokers at random; MINUTES=10 (default), SEED=... to do the same again
 	@exec .venv/bin/python -m tests.chaos --minutes "$(MINUTES)" --seed "$(SEED)" --report docs/chaos.md

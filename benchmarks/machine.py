@@ -18,7 +18,7 @@ def lines(bench: Bench, load_before: float) -> list[str]:
     versions += [f"redis-py {version('redis')}", _redis()]
     peers = [f"{peer.name} {peer.installed}" for peer in bench.peers if peer.package != "celery"]
     return [
-        f"{_cpu()}, {os.cpu_count()} cores; {platform.system()} {platform.release().split('-')[0]}",
+        f"{cpu()}, {os.cpu_count()} cores; {platform.system()} {platform.release().split('-')[0]}",
         ", ".join(versions),
         f"celery_distsched {version('celery-distsched')}" + "".join(f", {peer}" for peer in peers),
         f"load average (1 min) {load_before:.2f} before, {os.getloadavg()[0]:.2f} after: servers, beats and the one who"
@@ -26,7 +26,8 @@ def lines(bench: Bench, load_before: float) -> list[str]:
     ]
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """Return the name of its processor."""
     try:
         info = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -12,6 +12,7 @@ from weakref import WeakSet
 import hypothesis
 import pytest
 
+from tests.figures import Figure, figures_file
 from tests.servers import ConsulServer, EtcdServer, RabbitServer, RedisServer, Server
 from tests.wire import Wire
 
@@ -57,6 +58,26 @@ def wire_to() -> Iterator[Callable[[Server], Wire]]:
     """Make wires to servers: ``server.url(port=wire_to(server).port)``. They end with the test."""
     with ExitStack() as wires:
         yield lambda server: wires.enter_context(Wire(server.port, server.host))
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Iterator[Figure]:
+    """Takes what the test measures of a promise, and keeps it if the test passes."""
+    failed, figure = request.session.testsfailed, Figure(request.node.nodeid)
+    yield figure
+    if request.session.testsfailed == failed:
+        figure.keep()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where figures are asked for, run the tests that measure something, and no others."""
+    if figures_file() is None:
+        return
+    measuring: dict[bool, list[pytest.Item]] = {True: [], False: []}
+    for item in items:
+        measuring["figure" in getattr(item, "fixturenames", ())].append(item)
+    config.hook.pytest_deselected(items=measuring[False])
+    items[:] = measuring[True]
 
 
 @pytest.hookimpl(wrapper=True)

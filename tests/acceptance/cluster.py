@@ -198,6 +198,12 @@ class Cluster:
         assert not (confused := sent.confused()), f"task ids: {', '.join(map(str, confused))}{self.story()}"
         assert not (doubled := sent.doubled_without_cause(self.hurts)), f"doubled: {doubled}{self.story()}"
 
+    def wrong(self, began: float, ended: float) -> int:
+        """Return of how many runs between two moments `judge` would complain."""
+        sent = self.sent
+        lost = [*sent.lost(began, ended), *sent.strays(), *sent.confused()]
+        return len({*lost, *sent.doubled_without_cause(self.hurts)})
+
     def settle(self, after: float, upto: float, within_s: float) -> None:
         """Wait until all that was due between two moments has been sent; whether it has is for the test to say."""
         deadline = time.monotonic() + within_s

@@ -14,6 +14,7 @@ from tests.acceptance.cluster import Cluster
 from tests.acceptance.outages import Outage, cut, frozen, killed, silent
 from tests.acceptance.queue import Message, Queue, RedisQueue
 from tests.acceptance.rabbit_queue import RabbitQueue
+from tests.figures import Figure
 from tests.servers import RabbitServer, RedisServer, Server
 from tests.wire import Wire
 
@@ -22,12 +23,14 @@ TTL_S = 2.0
 AWAY_S = {"cut": 1.0, "killed": 6.0, "frozen": 4.0, "silent": 4.0}
 #: Seconds after the broker's return until every beat sends.
 BACK_S = TTL_S + 2
-CASES = ("RabbitMQ", "Redis beside the ledger", "the ledger's own Redis")
+#: The broker, and the store of the beats.
+CASES = {"RabbitMQ": "sqlite", "Redis beside the ledger": "redis+zset", "the ledger's own Redis": "redis+zset"}
 
 
 class Result(NamedTuple):
     """What one broker's run has come to."""
 
+    broker: str
     cluster: Cluster
     began: float
     ended: float
@@ -56,7 +59,7 @@ def result_of(
             broker = server.url(port=wire.port, path=server.path if isinstance(server, RabbitServer) else "/9")
             # A wire keeps what is under way where a frozen server takes it in when it is thawed: both are tried.
             outages = [cut("broker", wire), killed("broker", server), frozen("broker", server), silent("broker", wire)]
-            return hurt(store, queue, broker, outages)
+            return hurt(case, store, queue, broker, outages)
 
     beside, own = RedisServer(*keeps_all), RedisServer(*keeps_all)
     servers: dict[str, Server] = dict(zip(CASES, (rabbit_server, beside, own), strict=True))
@@ -66,7 +69,7 @@ def result_of(
         yield at_once({case: lambda case=case: run(case) for case in CASES})  # type: ignore[misc]
 
 
-def hurt(store: str, queue: Queue, broker: str, outages: list[Outage]) -> Result:
+def hurt(case: str, store: str, queue: Queue, broker: str, outages: list[Outage]) -> Result:
     """Have a broker away in these ways, one after the other, under two beats."""
     back_s = []
     # RabbitMQ takes its time to start: what is older by then than a hand-over is for the policy to say.
@@ -82,7 +85,7 @@ def hurt(store: str, queue: Queue, broker: str, outages: list[Outage]) -> Result
         ended = time.time()
         cluster.settle(began, ended, within_s=5)
         stayed = all(beat.exit_code is None for beat in beats)
-    return Result(cluster, began, ended, back_s, stayed, queue.vanished())
+    return Result(case, cluster, began, ended, back_s, stayed, queue.vanished())
 
 
 @pytest.fixture(params=CASES)
@@ -90,9 +93,13 @@ def result(request: pytest.FixtureRequest, result_of: Callable[[str], Result]) -
     return result_of(request.param)
 
 
-def test_an_outage_of_the_broker_loses_nothing(result: Result) -> None:
+def test_an_outage_of_the_broker_loses_nothing(result: Result, figure: Figure) -> None:
     lost = result.cluster.sent.lost(result.began, result.ended)
     assert not lost, f"lost: {', '.join(map(str, lost))}{result.cluster.story()}"
+    runs = len(result.cluster.sent.expected(result.began, result.ended))
+    away = ", ".join(outage.kind for outage in result.cluster.outages)
+    what = f"runs lost; {result.broker}: {away}"
+    figure.runs("broker outage", CASES[result.broker], len(lost) + len(result.vanished), runs, what)
     assert not result.vanished, f"taken and not kept: {result.vanished}{result.cluster.story()}"
 
 
@@ -106,7 +113,9 @@ def test_one_redis_doubles_nothing(result_of: Callable[[str], Result]) -> None:
     assert not (doubled := cluster.sent.doubled()), f"{doubled}{cluster.story()}"
 
 
-def test_every_beat_stays_and_sends_again_by_itself(result: Result) -> None:
+def test_every_beat_stays_and_sends_again_by_itself(result: Result, figure: Figure) -> None:
     assert result.stayed, result.cluster.story()
+    what = f"until every beat sends again; {result.broker}"
+    figure.seconds("broker outage", CASES[result.broker], max(result.back_s), BACK_S, what)
     for away, back_s in zip(result.cluster.outages, result.back_s, strict=True):
         assert back_s <= BACK_S, f"{away.kind}: {back_s:.1f} s{result.cluster.story()}"

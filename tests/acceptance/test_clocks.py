@@ -18,6 +18,7 @@ from tests.acceptance.at_once import at_once
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.queue import Queue, RedisQueue
 from tests.acceptance.rhythms import SECOND_US
+from tests.figures import Figure
 from tests.servers import ConsulServer, EtcdServer, RedisServer
 from tests.servers.fake_clock import FakeClock, PythonClock
 
@@ -52,6 +53,7 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
         yield at_once(
             {
                 "redis": lambda: with_wrong_clocks(redis_server.url(path="/5"), queue(9)),
+                "redis+scan": lambda: with_wrong_clocks(redis_server.url("redis+scan", path="/3"), queue(2)),
                 "etcd": lambda: with_wrong_clocks(etcd.url(), queue(4)),
                 "consul": lambda: with_wrong_clocks(consul.url(), queue(8)),
                 "the store's": lambda: with_a_store_that_steps(stepped.url(), queue(7), clock),
@@ -105,19 +107,32 @@ def over(cluster: Cluster, began: float) -> Result:
     return Result(cluster, began, ended)
 
 
-@pytest.mark.parametrize("whose", ["redis", "etcd", "consul", "the store's"])
+@pytest.mark.parametrize(
+    ("whose", "store"),
+    [
+        ("redis", "redis+zset"),
+        ("redis+scan", "redis+scan"),
+        ("etcd", "etcd"),
+        ("consul", "consul"),
+        ("the store's", "redis+zset"),
+    ],
+)
 def test_an_hour_of_skew_and_steps_of_an_hour_lose_and_double_nothing(
-    whose: str, result_of: Callable[[str], Result]
+    whose: str, store: str, result_of: Callable[[str], Result], figure: Figure
 ) -> None:
     cluster, began, ended = result_of(whose)
-    cluster.judge(began, ended)
     lateness = cluster.sent.lateness()
+    how = "the store's clock set an hour ahead and back" if whose == "the store's" else "hosts an hour slow and fast"
+    what = f"runs lost, sent twice or off their grid; {how}"
+    figure.runs("clocks", store, cluster.wrong(began, ended), len(cluster.sent.messages), what)
+    figure.seconds("clocks", store, lateness[len(lateness) // 2], LATE_S, f"half of the runs are no later; {how}")
+    cluster.judge(began, ended)
     # Cluster time is known to half a round trip, or to the time that a heartbeat takes to be read.
     assert lateness[0] >= -LATE_S, f"{lateness[0]:.3f} s{cluster.story()}"
     assert lateness[len(lateness) // 2] <= LATE_S, f"{lateness[len(lateness) // 2]:.3f} s{cluster.story()}"
 
 
-@pytest.mark.parametrize("whose", ["redis", "etcd", "consul"])
+@pytest.mark.parametrize("whose", ["redis", "redis+scan", "etcd", "consul"])
 def test_a_host_whose_clock_is_wrong_says_so_once_and_once_when_it_is_right(
     whose: str, result_of: Callable[[str], Result]
 ) -> None:
@@ -130,9 +145,13 @@ def test_a_host_whose_clock_is_wrong_says_so_once_and_once_when_it_is_right(
     assert not right.lines("this host's clock"), story
 
 
-def test_a_host_that_is_set_ahead_goes_on_from_there_with_no_burst(result_of: Callable[[str], Result]) -> None:
+def test_a_host_that_is_set_ahead_goes_on_from_there_with_no_burst(
+    result_of: Callable[[str], Result], figure: Figure
+) -> None:
     cluster, _, ended = result_of("the host's")
     sent = cluster.sent
+    how = "the host, whose clock is the store's too, set an hour ahead"
+    figure.runs("clocks", "sqlite", len(sent.doubled()), len(sent.messages), f"runs sent twice; {how}")
     assert not sent.doubled(), f"{sent.doubled()}{cluster.story()}"
     assert not sent.confused(), cluster.story()
     # Behind the step there is the end of a hand-over, 10 s, to be sent, and the seconds since.

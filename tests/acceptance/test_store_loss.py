@@ -13,22 +13,28 @@ import pytest
 from tests.acceptance.at_once import at_once
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.queue import RedisQueue
+from tests.figures import Figure
 from tests.servers import ConsulServer, EtcdServer, RedisServer
 
 TTL_S = 2.0
-CASES = (
-    "a Redis is flushed",
-    "a Redis starts empty",
-    "a Redis evicts the ledger",
-    "an etcd is emptied",
-    "a Consul is emptied",
-    "an SQLite file is deleted",
-)
+#: What happens, and to which store.
+CASES = {
+    "a Redis is flushed": "redis+zset",
+    "a Redis with a key for each beat is flushed": "redis+scan",
+    "a Redis starts empty": "redis+zset",
+    "a Redis evicts the ledger": "redis+zset",
+    "an etcd is emptied": "etcd",
+    "a Consul is emptied": "consul",
+    "an SQLite file is deleted": "sqlite",
+}
+#: Seconds that a run may be late by which falls due while a store is empty.
+REFILL_S = 2 * TTL_S
 
 
 class Result(NamedTuple):
     """What one run has come to."""
 
+    case: str
     cluster: Cluster
     began: float
     lost_at: float
@@ -48,11 +54,13 @@ def delete(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Result]]:
-    flushed, emptied, etcd, consul = RedisServer(), RedisServer(), EtcdServer(), ConsulServer()
+    flushed, with_keys, emptied = RedisServer(), RedisServer(), RedisServer()
+    etcd, consul = EtcdServer(), ConsulServer()
     evicting = RedisServer("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     file = tmp_path_factory.mktemp("store") / "store.sqlite3"
     ways: list[tuple[str, Callable[[str], None]]] = [
         (flushed.url(), lambda namespace: flushed.flush()),
+        (with_keys.url("redis+scan"), lambda namespace: with_keys.flush()),
         (emptied.url(), lambda namespace: emptied.restart(empty=True)),
         (evicting.url(), lambda namespace: evict(evicting, namespace)),
         (etcd.url(), lambda namespace: etcd.flush()),
@@ -60,7 +68,7 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
         (f"sqlite:///{file}", lambda namespace: delete(file)),
     ]
 
-    def run(nth: int) -> Result:
+    def run(nth: int, case: str) -> Result:
         url, lose = ways[nth]
         queue = RedisQueue(redis_server.url(path=f"/{9 - nth}"))
         with Cluster(url, queue, entries=20, ttl_s=TTL_S) as cluster:
@@ -77,12 +85,12 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
             time.sleep(2 * TTL_S)
             ended = time.time()
             cluster.settle(began, ended, within_s=8)
-            return Result(cluster, began, lost_at, ended)
+            return Result(case, cluster, began, lost_at, ended)
 
     with ExitStack() as stack:
-        for server in (flushed, emptied, evicting, etcd, consul):
+        for server in (flushed, with_keys, emptied, evicting, etcd, consul):
             stack.enter_context(server)
-        yield at_once({case: lambda nth=nth: run(nth) for nth, case in enumerate(CASES)})  # type: ignore[misc]
+        yield at_once({case: lambda nth=nth, case=case: run(nth, case) for nth, case in enumerate(CASES)})  # type: ignore[misc]
 
 
 @pytest.fixture(params=CASES)
@@ -90,14 +98,19 @@ def result(request: pytest.FixtureRequest, result_of: Callable[[str], Result]) -
     return result_of(request.param)
 
 
-def test_a_lost_store_loses_no_run_and_each_grid_goes_on(result: Result) -> None:
+def test_a_lost_store_loses_no_run_and_each_grid_goes_on(result: Result, figure: Figure) -> None:
     sent, story = result.cluster.sent, result.cluster.story()
+    worst_s = max(sent.delays(result.lost_at, upto=result.ended).values())
+    figure.seconds("store loss", CASES[result.case], worst_s, REFILL_S, f"the latest run; {result.case}")
+    assert worst_s <= REFILL_S, f"{worst_s:.2f} s{story}"
     assert not (lost := sent.lost(result.began, result.ended)), f"lost: {', '.join(map(str, lost))}{story}"
     assert not (strays := sent.strays()), f"off their grids: {', '.join(map(str, strays))}{story}"
 
 
-def test_a_lost_store_makes_nothing_come_twice(result: Result) -> None:
+def test_a_lost_store_makes_nothing_come_twice(result: Result, figure: Figure) -> None:
     sent, story = result.cluster.sent, result.cluster.story()
+    what = f"runs sent twice; {result.case}"
+    figure.runs("store loss", CASES[result.case], len(sent.doubled()), len(sent.messages), what)
     assert not (doubled := sent.doubled()), f"{doubled}{story}"
     assert not (confused := sent.confused()), f"{', '.join(map(str, confused))}{story}"
 

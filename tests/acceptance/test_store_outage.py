@@ -16,6 +16,7 @@ from tests.acceptance.beat import Beat
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.outages import Outage, cut, frozen, full, killed, locked, out_of_memory, silent
 from tests.acceptance.queue import Message, RedisQueue
+from tests.figures import Figure
 from tests.servers import ConsulServer, EtcdServer, RedisServer, Server
 from tests.wire import Wire
 
@@ -26,12 +27,13 @@ OUTAGE_S = TTL_S + 1
 REJOIN_S = TTL_S + 1
 #: Seconds that a beat may take to end.
 END_S = 2.0
-STORES = ("redis+zset", "etcd", "consul", "sqlite")
+STORES = ("redis+zset", "redis+scan", "etcd", "consul", "sqlite")
 
 
 class Result(NamedTuple):
     """What one store's run has come to."""
 
+    store: str
     cluster: Cluster
     began: float
     ended: float
@@ -50,15 +52,16 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
         queue = RedisQueue(redis_server.url(path=f"/{9 - nth}"))
         if server is None:
             path = tmp_path_factory.mktemp("store") / "store.sqlite3"
-            return hurt(f"sqlite:///{path}", queue, [locked(path)], path=path)
+            return hurt(store, f"sqlite:///{path}", queue, [locked(path)], path=path)
         server.start()
         with Wire(server.port) as wire:
             outages = [killed("store", server), frozen("store", server), cut("store", wire), silent("store", wire)]
             if isinstance(server, RedisServer):
                 outages.insert(0, out_of_memory(server))
-            return hurt(server.url(store, port=wire.port), queue, outages)
+            return hurt(store, server.url(store, port=wire.port), queue, outages)
 
-    servers: list[Server | None] = [RedisServer("--appendonly", "yes", "--appendfsync", "no")]
+    keeps_all = ("--appendonly", "yes", "--appendfsync", "no")
+    servers: list[Server | None] = [RedisServer(*keeps_all), RedisServer(*keeps_all)]
     servers += [EtcdServer(), ConsulServer(), None]
     with ExitStack() as stack:
         for server in servers:
@@ -68,7 +71,7 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
         yield at_once({store: lambda n=nth, s=store, on=server: run(n, s, on) for nth, (store, server) in pairs})  # type: ignore[misc]
 
 
-def hurt(url: str, queue: RedisQueue, outages: list[Outage], path: Path | None = None) -> Result:
+def hurt(store: str, url: str, queue: RedisQueue, outages: list[Outage], path: Path | None = None) -> Result:
     """Have a store away in these ways, one after the other, under three beats, of which one ends during the last."""
     back_s, end_s = [], 0.0
     with Cluster(url, queue, entries=20, ttl_s=TTL_S) as cluster:
@@ -86,7 +89,7 @@ def hurt(url: str, queue: RedisQueue, outages: list[Outage], path: Path | None =
         ended = time.time()
         cluster.settle(began, ended, within_s=5)
         stayed = all(beat.exit_code is None for beat in staying)
-    return Result(cluster, began, ended, back_s, end_s, stayed, queue.vanished())
+    return Result(store, cluster, began, ended, back_s, end_s, stayed, queue.vanished())
 
 
 def seconds_to_end(cluster: Cluster, beat: Beat) -> float:
@@ -104,8 +107,12 @@ def result(request: pytest.FixtureRequest, result_of: Callable[[str], Result]) -
     return result_of(request.param)
 
 
-def test_an_outage_of_the_store_loses_nothing_and_doubles_nothing(result: Result) -> None:
-    result.cluster.judge(result.began, result.ended)
+def test_an_outage_of_the_store_loses_nothing_and_doubles_nothing(result: Result, figure: Figure) -> None:
+    cluster = result.cluster
+    wrong = cluster.wrong(result.began, result.ended) + len(result.vanished)
+    what = f"runs lost or sent twice; {', '.join(away.kind for away in cluster.outages)}"
+    figure.runs("store outage", result.store, wrong, len(cluster.sent.messages), what)
+    cluster.judge(result.began, result.ended)
     assert not result.vanished, result.cluster.story()
 
 
@@ -117,8 +124,9 @@ def test_nothing_is_sent_while_there_is_no_store(result: Result) -> None:
         assert not sent, f"{away.kind}: {sent}{result.cluster.story()}"
 
 
-def test_every_beat_stays_and_rejoins_by_itself(result: Result) -> None:
+def test_every_beat_stays_and_rejoins_by_itself(result: Result, figure: Figure) -> None:
     assert result.stayed, result.cluster.story()
+    figure.seconds("store outage", result.store, max(result.back_s), REJOIN_S, "until every beat sends again")
     for away, back_s in zip(result.cluster.outages, result.back_s, strict=True):
         assert back_s <= REJOIN_S, f"{away.kind}: {back_s:.1f} s{result.cluster.story()}"
 

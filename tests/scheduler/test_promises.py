@@ -17,6 +17,7 @@ from celery_distsched import scheduler as scheduler_module
 from celery_distsched.clock import Clock
 from celery_distsched.errors import StoreUnavailable
 from celery_distsched.message import task_id
+from tests.figures import Figure
 from tests.scheduler.cluster import HOURLY, Beat, Cluster, Crash, in_s, now_us, until
 from tests.wire import Wire
 
@@ -124,7 +125,9 @@ def test_two_first_sights_make_one_anchor(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("scheme", EVERY)
-def test_an_opaque_schedule_runs_once_on_a_split_ring(new_cluster: Callable[..., Cluster]) -> None:
+def test_an_opaque_schedule_runs_once_on_a_split_ring(
+    new_cluster: Callable[..., Cluster], scheme: str, figure: Figure
+) -> None:
     both_say_due = threading.Barrier(2)
 
     class AtItsOwnPleasure(schedule):  # type: ignore[misc]
@@ -144,6 +147,7 @@ def test_an_opaque_schedule_runs_once_on_a_split_ring(new_cluster: Callable[...,
     assert not both_say_due.broken
     # Both have learnt of it, so neither will ask and hear "due" again.
     until(lambda: all(beat.inner.dispatch.ledger.holdings["a"].record == cluster.record("a") for beat in beats))
+    figure.runs("one claim", scheme, len(cluster.sent()) - 1, 1, "runs claimed by two; two nodes that own the entry")
     assert len(cluster.sent()) == 1
 
 
@@ -230,9 +234,14 @@ def locked(path: str) -> Iterator[None]:
         other.close()
 
 
-@pytest.mark.parametrize("scheme", ["redis+zset", "etcd", "consul"])
+@pytest.mark.parametrize("scheme", SERVED)
 def test_an_outage_longer_than_the_ttl_resends_nothing(
-    wire_to: NewWire, cluster: Cluster, store_server: Any, wired_url: Callable[[Wire], str]
+    wire_to: NewWire,
+    cluster: Cluster,
+    store_server: Any,
+    wired_url: Callable[[Wire], str],
+    scheme: str,
+    figure: Figure,
 ) -> None:
     wires = [wire_to(store_server) for _ in range(2)]
     beats = [cluster.beat({"a": HOURLY}, distsched_url=wired_url(wire)) for wire in wires]
@@ -256,6 +265,7 @@ def test_an_outage_longer_than_the_ttl_resends_nothing(
     time.sleep(0.3 * cluster.ttl_s)
     wires[sender].mend()
     until(lambda: cluster.settled("a"))
+    figure.runs("store outage", scheme, len(cluster.sent()) - 1, 1, "runs sent again; cut off between send and confirm")
     assert len(cluster.sent()) == 1
 
 
@@ -296,10 +306,12 @@ def test_a_store_that_takes_no_writes_for_longer_than_the_ttl_resends_nothing(cl
         *product(
             ("sqlite", "redis+zset"), ("at_least_once", "at_most_once"), ("before it is sent", "after it was sent")
         ),
-        *product(("redis+scan", "etcd", "consul"), ("at_least_once",), ("after it was sent",)),
+        *product(("redis+scan", "etcd", "consul"), ("at_least_once", "at_most_once"), ("after it was sent",)),
     ],
 )
-def test_the_claim_of_a_dead_node_is_taken_over_once(cluster: Cluster, delivery: str, death: str) -> None:
+def test_the_claim_of_a_dead_node_is_taken_over_once(
+    cluster: Cluster, delivery: str, death: str, scheme: str, figure: Figure
+) -> None:
     due = cluster.seed("a")
     first = cluster.beat({"a": HOURLY}, distsched_delivery=delivery)
 
@@ -312,6 +324,11 @@ def test_the_claim_of_a_dead_node_is_taken_over_once(cluster: Cluster, delivery:
         first.tick_until(lambda: False)
     second = cluster.started({"a": HOURLY}, distsched_delivery=delivery)
     until(lambda: cluster.settled("a"))
+    if delivery == "at_least_once":
+        figure.runs("at least once", scheme, not cluster.sent(), 1, "runs lost; their sender died after the claim")
+    else:
+        doubled = max(0, len(cluster.sent()) - 1)
+        figure.runs("at most once", scheme, doubled, 1, "runs sent twice; their sender died after the claim")
     by_first = [1] if death == "after it was sent" else []
     by_second = [2] if delivery == "at_least_once" else []
     assert [sent.attempt for sent in cluster.sent()] == by_first + by_second
@@ -320,8 +337,10 @@ def test_the_claim_of_a_dead_node_is_taken_over_once(cluster: Cluster, delivery:
     until(lambda: second.counts["possibly lost"] == (1 if delivery == "at_most_once" else 0))
 
 
-@pytest.mark.parametrize("scheme", ["sqlite", "redis+zset", "etcd"])
-def test_a_publish_that_hangs_loses_its_share_in_ttl_and_a_second(cluster: Cluster) -> None:
+@pytest.mark.parametrize("scheme", EVERY)
+def test_a_publish_that_hangs_loses_its_share_in_ttl_and_a_second(
+    cluster: Cluster, scheme: str, figure: Figure
+) -> None:
     names = [f"entry {number}" for number in range(20)]
     hung_at: list[float] = []
     over = threading.Event()
@@ -342,7 +361,37 @@ def test_a_publish_that_hangs_loses_its_share_in_ttl_and_a_second(cluster: Clust
     over.set()
     assert sorted(sent.entry for sent in cluster.sent()) == sorted(names)
     assert {sent.node for sent in cluster.sent()} == {beats[1].node}
+    figure.seconds("trust", scheme, took_s, cluster.ttl_s + 1, "its share sent elsewhere; a message that hangs")
     assert took_s <= cluster.ttl_s + 1
+
+
+@pytest.mark.parametrize("scheme", SERVED)
+def test_a_node_without_the_store_loses_its_share_in_ttl_and_a_second(
+    wire_to: NewWire,
+    cluster: Cluster,
+    store_server: Any,
+    wired_url: Callable[[Wire], str],
+    scheme: str,
+    figure: Figure,
+) -> None:
+    names = [f"entry {number}" for number in range(20)]
+    wire = wire_to(store_server)
+    entries = dict.fromkeys(names, HOURLY)
+    beats = [cluster.beat(entries, distsched_url=wired_url(wire)), cluster.beat(entries)]
+    due = cluster.seed(*names, last_us=in_s(4))
+    cluster.together(*beats)
+    until(lambda: 0 < len(beats[0].inner.dispatch.ledger.share) < len(names))
+    time.sleep(max(0.0, (due - now_us()) / 1e6 - 0.3))
+    assert cluster.sent() == []
+    wire.freeze()
+    cut_off_at = time.monotonic()
+    until(lambda: len(cluster.sent()) >= len(names), why=cluster.sent)
+    took_s = time.monotonic() - cut_off_at
+    assert sorted(sent.entry for sent in cluster.sent()) == sorted(names)
+    assert {sent.node for sent in cluster.sent()} == {beats[1].node}
+    within_s = cluster.ttl_s + (1.5 if scheme == "etcd" else 1.0)
+    figure.seconds("no store", scheme, took_s, within_s, "its share sent elsewhere; its store does not answer")
+    assert took_s <= within_s
 
 
 @pytest.mark.parametrize("scheme", ["sqlite", "redis+zset"])
@@ -381,7 +430,9 @@ class Halting(Clock):
 
 
 @pytest.mark.parametrize("scheme", EVERY)
-def test_burying_voids_the_fence(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_burying_voids_the_fence(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, scheme: str, figure: Figure
+) -> None:
     clock = Halting()
     last = in_s(1)
     due = cluster.seed("a", last_us=last)
@@ -402,4 +453,6 @@ def test_burying_voids_the_fence(cluster: Cluster, monkeypatch: pytest.MonkeyPat
     assert cluster.sent() == []
     clock.halted_at = None
     victim.tick_until(lambda: cluster.sent() and cluster.settled("a"))
+    what = "runs claimed by two; a dead node that takes itself for a member"
+    figure.runs("one claim", scheme, len(cluster.sent()) - 1, 1, what)
     assert [(sent.instant_us, sent.attempt) for sent in cluster.sent()] == [(due, 1)]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.figures import Figure
 from tests.scheduler.cluster import HOURLY, Cluster, Crash, until
 from tests.servers import RedisServer
 from tests.wire import Wire
@@ -40,7 +41,9 @@ def others_send_the_rest(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("scheme", ["sqlite", "redis+scan", "redis+zset", "etcd", "consul"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_sigterm_between_claim_and_publish_or_confirm(on_redis: Cluster, tmp_path: Path, when: str) -> None:
+def test_sigterm_between_claim_and_publish_or_confirm(
+    on_redis: Cluster, tmp_path: Path, when: str, scheme: str, figure: Figure
+) -> None:
     cluster, note = on_redis, tmp_path / "note"
     cluster.seed(*NAMES)
     beat = cluster.process(*NAMES, interrupt={"when": when, "at": 5, "note": str(note)})
@@ -51,8 +54,12 @@ def test_sigterm_between_claim_and_publish_or_confirm(on_redis: Cluster, tmp_pat
     # The message under way is finished, and nothing new is begun; what is left is free for others at once.
     assert len(cluster.sent()) == 5
     assert cluster.driver.members() == {}
+    figure.seconds("hand-over", scheme, took_s, 1.0, f"its farewell, SIGTERM {when} a message of 50")
     assert took_s <= 1
     others_send_the_rest(cluster)
+    sent = cluster.sent()
+    wrong = len(NAMES) - len({one.entry for one in sent}) + len(sent) - len({one.task_id for one in sent})
+    figure.runs("hand-over", scheme, wrong, len(NAMES), "runs lost or sent twice; SIGTERM in the middle of them")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +209,8 @@ def test_what_nobody_else_could_send_is_given_up_and_counted(
 
 FORKING = """
     import json, os, sys, time
-    from tests.scheduler.cluster import HOURLY, Cluster
+    from tests.figures import Figure
+from tests.scheduler.cluster import HOURLY, Cluster
 
     cluster = Cluster(sys.argv[1], broker=sys.argv[2])
     beat = cluster.beat({"a": HOURLY})
@@ -253,7 +261,7 @@ def test_a_fork_gets_another_identity(cluster: Cluster, redis_server: RedisServe
 
 
 @pytest.mark.parametrize("scheme", ["redis+scan", "redis+zset", "etcd", "consul"])
-def test_no_local_file_is_needed_with_a_server(on_redis: Cluster, tmp_path: Path) -> None:
+def test_no_local_file_is_needed_with_a_server(on_redis: Cluster, tmp_path: Path, scheme: str, figure: Figure) -> None:
     on_redis.seed("a")
     where = tmp_path / "empty"
     where.mkdir()
@@ -268,4 +276,23 @@ def test_no_local_file_is_needed_with_a_server(on_redis: Cluster, tmp_path: Path
     beat.terminate()
     output, _ = beat.communicate(timeout=30)
     assert beat.returncode == 0, output
-    assert list(where.iterdir()) == []
+    files = list(where.iterdir())
+    figure.runs("nothing local", scheme, len(files), len(on_redis.sent()), "files for a run; no file could be written")
+    assert files == []
+
+
+@pytest.mark.parametrize("scheme", ["sqlite"])
+def test_the_embedded_store_needs_no_file_but_its_own(on_redis: Cluster, tmp_path: Path, figure: Figure) -> None:
+    on_redis.seed("a")
+    where = tmp_path / "empty"
+    where.mkdir()
+    beat = on_redis.process(
+        "a", cwd=where, env={"HOME": str(where), "TMPDIR": str(where), "PYTHONDONTWRITEBYTECODE": "1"}
+    )
+    until(lambda: on_redis.sent() and on_redis.settled("a"))
+    beat.terminate()
+    output, _ = beat.communicate(timeout=30)
+    assert beat.returncode == 0, output
+    files = [file for file in tmp_path.rglob("*") if file != where and not file.name.startswith("store.sqlite3")]
+    figure.runs("nothing local", "sqlite", len(files), len(on_redis.sent()), "files for a run beside the store's own")
+    assert files == []

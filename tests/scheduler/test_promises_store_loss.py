@@ -13,6 +13,7 @@ import redis
 
 from celery_distsched.drivers import Swap
 from celery_distsched.record import Record
+from tests.figures import Figure
 from tests.scheduler.cluster import HOUR_US, HOURLY, Cluster, in_s, now_us, until
 from tests.servers import RedisServer
 
@@ -73,14 +74,22 @@ def test_what_the_nodes_remember_is_put_back_and_nothing_of_the_past_is_run(
 
 @pytest.mark.parametrize("scheme", STORES)
 @pytest.mark.parametrize("what", ["ledger", "everything"])
-def test_what_falls_due_meanwhile_is_sent_once(cluster: Cluster, lose: Callable[[str], None], what: str) -> None:
+def test_what_falls_due_meanwhile_is_sent_once(
+    cluster: Cluster, lose: Callable[[str], None], what: str, scheme: str, figure: Figure
+) -> None:
     due = cluster.seed(*NAMES, last_us=in_s(2.5))
     beats = [cluster.beat(dict.fromkeys(NAMES, HOURLY)) for _ in range(2)]
     cluster.together(*beats)
     assert cluster.sent() == []
     lose(what)
+    late_from = max(due, now_us())
     until(lambda: len(cluster.sent()) >= len(NAMES), why=cluster.sent)
+    late_s = (now_us() - late_from) / 1e6
+    figure.seconds("store loss", scheme, late_s, 2 * cluster.ttl_s, f"the latest run; {what} lost")
+    assert late_s <= 2 * cluster.ttl_s
     time.sleep(1)
+    wrong = len(cluster.sent()) - len(NAMES)
+    figure.runs("store loss", scheme, wrong, len(NAMES), f"runs sent twice; {what} lost")
     assert sorted((sent.entry, sent.instant_us) for sent in cluster.sent()) == [(name, due) for name in sorted(NAMES)]
 
 

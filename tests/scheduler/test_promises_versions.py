@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from celery_distsched.drivers import Swap
 from celery_distsched.record import Record
+from tests.figures import Figure
 from tests.scheduler.cluster import HOUR_US, HOURLY, Cluster, now_us, until
 
 EVERY = ("sqlite", "redis+scan", "redis+zset", "etcd", "consul")
@@ -20,17 +22,19 @@ def ttl_s(scheme: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", EVERY)
-def test_every_entry_that_a_live_node_knows_runs_once(cluster: Cluster) -> None:
+def test_every_entry_that_a_live_node_knows_runs_once(cluster: Cluster, scheme: str, figure: Figure) -> None:
     old = cluster.started({"kept": every_second(), "removed": every_second()})
     new = cluster.started({"kept": every_second(), "added": every_second()})
     until(lambda: all(len(cluster.sent(name)) >= 3 for name in ("kept", "removed", "added")), why=cluster.sent)
     assert {sent.node for sent in cluster.sent("removed")} == {old.node}
     assert {sent.node for sent in cluster.sent("added")} == {new.node}
-    assert_each_second_once(cluster, "kept", "removed", "added")
+    each_second_once(figure, scheme, cluster, "kept", "removed", "added")
 
 
 @pytest.mark.parametrize("scheme", EVERY)
-def test_of_two_versions_the_newest_runs_and_the_old_one_again_when_it_is_alone(cluster: Cluster) -> None:
+def test_of_two_versions_the_newest_runs_and_the_old_one_again_when_it_is_alone(
+    cluster: Cluster, scheme: str, figure: Figure
+) -> None:
     old = cluster.started({"changed": every_second("old")})
     until(lambda: cluster.sent())
     new = cluster.started({"changed": every_second("new")})
@@ -44,11 +48,11 @@ def test_of_two_versions_the_newest_runs_and_the_old_one_again_when_it_is_alone(
     so_far = len(cluster.sent())
     until(lambda: len(cluster.sent()) >= so_far + 2)
     assert {(*sent.args, sent.node) for sent in cluster.sent()[so_far:]} == {("old", old.node)}
-    assert_each_second_once(cluster, "changed")
+    each_second_once(figure, scheme, cluster, "changed")
 
 
 @pytest.mark.parametrize("scheme", EVERY)
-def test_a_crash_in_the_middle_of_a_deploy_starves_no_entry(cluster: Cluster) -> None:
+def test_a_crash_in_the_middle_of_a_deploy_starves_no_entry(cluster: Cluster, scheme: str, figure: Figure) -> None:
     old = cluster.started({"changed": every_second("old"), "kept": every_second()})
     new = cluster.started({"changed": every_second("new"), "added": every_second()})
     until(lambda: epoch_of(cluster, "changed") == 2)
@@ -58,11 +62,11 @@ def test_a_crash_in_the_middle_of_a_deploy_starves_no_entry(cluster: Cluster) ->
     so_far = len(cluster.sent("changed"))
     until(lambda: len(cluster.sent("changed")) >= so_far + 2)
     assert {(*sent.args, sent.node) for sent in cluster.sent("changed")[so_far + 1 :]} == {("old", old.node)}
-    assert_each_second_once(cluster, "changed", "kept")
+    each_second_once(figure, scheme, cluster, "changed", "kept")
 
 
 @pytest.mark.parametrize("scheme", EVERY)
-def test_a_deploy_in_steps_loses_nothing_and_doubles_nothing(cluster: Cluster) -> None:
+def test_a_deploy_in_steps_loses_nothing_and_doubles_nothing(cluster: Cluster, scheme: str, figure: Figure) -> None:
     """Every second an instant of each entry, while three beats are replaced one by one by those of a newer release."""
     before = dict.fromkeys(("kept", "changed", "removed"), every_second())
     after = {"kept": every_second(), "changed": every_second("new"), "added": every_second()}
@@ -74,7 +78,7 @@ def test_a_deploy_in_steps_loses_nothing_and_doubles_nothing(cluster: Cluster) -
         beats.pop(0).close()
     seen = len(cluster.sent("added"))
     until(lambda: len(cluster.sent("added")) >= seen + 2 and len(cluster.sent("changed")) >= 4)
-    assert_each_second_once(cluster, "kept", "changed", "added")
+    each_second_once(figure, scheme, cluster, "kept", "changed", "added")
     changed = sorted(cluster.sent("changed"), key=lambda sent: sent.instant_us)
     arguments = [bool(sent.args) for sent in changed]
     assert arguments == sorted(arguments), "the old version ran again after the new one"
@@ -120,7 +124,11 @@ def epoch_of(cluster: Cluster, name: str) -> int:
     return record.version.epoch if record and record.version else 0
 
 
-def assert_each_second_once(cluster: Cluster, *names: str) -> None:
-    for name in names:
-        instants = sorted(sent.instant_us for sent in cluster.sent(name))
-        assert instants == list(range(instants[0], instants[-1] + 1, 1_000_000)), name
+def each_second_once(figure: Figure, scheme: str, cluster: Cluster, *names: str) -> None:
+    sent = {name: sorted(sent.instant_us for sent in cluster.sent(name)) for name in names}
+    grids = {name: list(range(instants[0], instants[-1] + 1, 1_000_000)) for name, instants in sent.items()}
+    wrong = sum((Counter(sent[name]) - Counter(grids[name])).total() for name in names)
+    wrong += sum((Counter(grids[name]) - Counter(sent[name])).total() for name in names)
+    runs = sum(map(len, grids.values()))
+    figure.runs("versions", scheme, wrong, runs, "runs lost or sent twice, of entries that run every second")
+    assert sent == grids
