@@ -349,8 +349,9 @@ def test_a_heartbeat_that_the_store_has_gone_back_to_does_not_say_what_time_it_i
     pool.renewed("me#1", clock.now, microseconds(EPOCH_S + clock.now))
     pool.observe({"other#1": heartbeat(7, 2.0)}, "same")
     clock.now += 0.25
-    assert watch(pool, clock, TTL_S - 0.25, lambda old=heartbeat(1, HOUR_S): {"other#1": old}).offset_us is None
-    watch(pool, clock, 1.0, lambda old=heartbeat(1, HOUR_S): {"other#1": old})
+    gone_back = {"other#1": heartbeat(1, HOUR_S)}
+    assert watch(pool, clock, TTL_S - 0.25, lambda: gone_back).offset_us is None
+    watch(pool, clock, 1.0, lambda: gone_back)
     assert off(pool, clock) == 0.0
 
 
