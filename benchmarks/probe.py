@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 
-
 #: Seconds between being ready and the idle time.
 _SETTLE_S = 5.0
 
