@@ -123,6 +123,8 @@ class Losses:
         for name in old:
             if name in ledger:
                 self.upto[name] = (parse(ledger[name]).last, self.world.now)
+            else:
+                del self.upto[name]
         self.felt = []
         return lost
 
