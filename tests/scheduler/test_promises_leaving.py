@@ -209,8 +209,7 @@ def test_what_nobody_else_could_send_is_given_up_and_counted(
 
 FORKING = """
     import json, os, sys, time
-    from tests.figures import Figure
-from tests.scheduler.cluster import HOURLY, Cluster
+    from tests.scheduler.cluster import HOURLY, Cluster
 
     cluster = Cluster(sys.argv[1], broker=sys.argv[2])
     beat = cluster.beat({"a": HOURLY})
