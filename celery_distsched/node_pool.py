@@ -231,7 +231,12 @@ class NodePool:
     def _forget_the_gone(self, members: Collection[str], now: float) -> None:
         for membership in self._pulses.keys() - members:
             pulse = self._pulses[membership]
-            pulse = self._pulses[membership] = pulse._replace(gone_since=min(now, pulse.gone_since))
+            if pulse.gone_since == float("inf"):
+                # Evicted, it may have renewed since it was last seen. Who was silent for long was buried by another
+                # node, and that only with the very pulse that was silent.
+                evicted = now - pulse.seen_at < 0.8 * self.ttl_s
+                pulse = pulse._replace(gone_since=now, seen_at=now if evicted else pulse.seen_at)
+                self._pulses[membership] = pulse
             # The time that is given after each gap must not keep it for ever, nor an outage make it forgotten at once.
             if now - pulse.gone_since > _REMEMBER_S and now - pulse.seen_at >= self.ttl_s:
                 del self._pulses[membership]
