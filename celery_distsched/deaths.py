@@ -11,16 +11,16 @@ class Deaths:
 
     def __init__(self, pool: NodePool) -> None:
         self._pool = pool
-        #: Mark → since when its holder has been looked for and not found, and when it was last; on `Clock.elapsed`.
-        self._absent: dict[str, tuple[float, float]] = {}
+        #: Mark → when its holder, of which the pool knows nothing, was first looked for; on `Clock.elapsed`.
+        self._unknown_since: dict[str, float] = {}
 
     def gone(self, mark: str, me: str) -> bool:
         """Whether its holder is dead. Absence is not death the moment it is seen: the key may be evicted."""
         view = self._pool.view
         if node_of(mark) == node_of(me):
             return mark != me
-        if mark in view.alive:
-            self._absent.pop(mark, None)
+        if mark in view.alive or mark in view.absent:
+            self._unknown_since.pop(mark, None)
             return False
         if mark in view.dead and mark not in view.buried:
             # Its fence is not void yet: it may wake up, and go on as if nothing had happened.
@@ -28,12 +28,9 @@ class Deaths:
         # Under another membership the node lives: it gets the time to confirm what it sent under this one.
         if mark in view.buried and node_of(mark) not in view.node_ids:
             return True
-        since, asked_at = self._absent.get(mark, (view.polled_at, view.polled_at))
-        # While nobody asked it may have been there.
-        since = max(view.polled_at if view.polled_at - asked_at > self._pool.ttl_s / 5 else since, view.watching_since)
-        self._absent[mark] = since, view.polled_at
+        since = max(self._unknown_since.setdefault(mark, view.polled_at), view.watching_since)
         return view.polled_at - since >= self._pool.ttl_s
 
     def nothing_is_open(self) -> None:
         """No mark is looked at any more."""
-        self._absent.clear()
+        self._unknown_since.clear()

@@ -216,14 +216,13 @@ class Holding:
         known = self.record or record
         if known is None:
             return None
-        marks = dict(record.open) if record else {}
-        # I know best what I have yet to send: no other mark of mine can stand for anything. And what was closed when I
-        # last looked stays so: whoever has put it back knew less.
-        marks = {
-            at: mark
-            for at, mark in marks.items()
-            if (self._to_send(at) if node_of(mark) == node_of(me) else at > known.last or at in known.open)
-        }
+        marks = {}
+        for at, mark in (record.open if record else NOTHING).items():
+            # I know best what I have yet to send: no other mark of mine can stand for anything. And what was closed
+            # when I last looked stays so: whoever has put it back knew less.
+            mine, was_closed = node_of(mark) == node_of(me), at <= known.last and at not in known.open
+            if self._to_send(at) if mine else not was_closed:
+                marks[at] = mark
         dropped = {}
         for at in filter(self._to_send, self.phases):
             settled = doubtful and at not in marks and record is not None and record.last >= at

@@ -90,7 +90,9 @@ class View:
     alive: Mapping[str, Info] = field(default_factory=dict)
     #: Members that have been silent for a TTL.
     dead: frozenset[str] = frozenset()
-    #: Ids of nodes that have gone from the store, and may yet be alive: it has not been a TTL.
+    #: Memberships that have gone from the store, and may yet be alive: it has not been a TTL.
+    absent: frozenset[str] = frozenset()
+    #: Ids of the nodes of these that are no members under another name either.
     missing: frozenset[str] = frozenset()
     #: Those of them that are no members in the store any more: their fences are void, so what they hold can be taken.
     buried: frozenset[str] = frozenset()
@@ -132,6 +134,7 @@ class NodePool:
         self._trusted_until = float("-inf")
         self._me: str | None = None
         self._digest = ""
+        self._absent: frozenset[str] = frozenset()
         self._missing: frozenset[str] = frozenset()
 
     def now_us(self) -> int | None:
@@ -186,18 +189,21 @@ class NodePool:
             changed = before is None or before.member.pulse != member.pulse
             if changed and info is not None and membership != self._me:
                 # One change is not enough: the store may have gone back to what a node wrote hours ago.
-                beats = dated and before is not None and before.beats
-                take_in = self._time.heard if beats else self._time.found
+                known_to_beat = before is not None and before.beats
+                take_in = self._time.heard if dated and known_to_beat else self._time.found
                 take_in(membership, info.wall_us, info.cluster_us, now)
-            seen_at = now if before is None or changed else before.seen_at
-            self._pulses[membership] = Pulse(member, info, seen_at, beats=before is not None)
+            if before is None:
+                self._pulses[membership] = Pulse(member, info, now)
+            else:
+                seen_at, beats = (now, True) if changed else (before.seen_at, before.beats)
+                self._pulses[membership] = Pulse(member, info, seen_at, beats=beats)
         if len(self._pulses) > len(members):
             self._forget_the_gone(members, now)
         dead = frozenset(m for m, pulse in self._pulses.items() if now - pulse.seen_at >= self.ttl_s and m != self._me)
         alive = {m: info for m in members if m not in dead and (info := self._pulses[m].info) is not None}
         self._digest = digest
-        recent = {node_of(m) for m, pulse in self._pulses.items() if now - pulse.seen_at < self.ttl_s}
-        self._missing = frozenset(recent - set(map(node_of, members)) - {self.node_id})
+        self._absent = frozenset(self._pulses.keys() - members.keys() - dead)
+        self._missing = frozenset(map(node_of, self._absent)).difference(map(node_of, members), [self.node_id])
         # There is no time before the first join: nobody needs it, and nobody could say it.
         if self._me is not None or self._time.offset_us is not None:
             self._time.settle([m for m in alive if m != self._me], now)
@@ -215,6 +221,7 @@ class NodePool:
             place=nodes.get(self._me or ""),
             alive=alive,
             dead=dead,
+            absent=self._absent,
             missing=self._missing,
             buried=buried,
             trusted_until=self._trusted_until,

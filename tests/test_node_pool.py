@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_distsched.clock import Clock, microseconds
+from celery_distsched.deaths import Deaths
 from celery_distsched.drivers import Member
 from celery_distsched.node_pool import Info, NodePool, View, free_ordinal, ring_places
 
@@ -156,6 +157,33 @@ def test_a_member_that_has_gone_is_forgotten_though_the_store_is_away_every_few_
         watch(pool, clock, TTL_S * 1.5, lambda: {"third#1": member(clock.now)})
         clock.now += 4 * 60
     assert set(pool._pulses) == {"third#1"}
+
+
+def test_who_is_evicted_is_dead_a_ttl_after_it_was_found_gone(pool: NodePool, clock: VirtualClock) -> None:
+    """It may have renewed after it was last seen, and trusts in that."""
+    watch(pool, clock, 1.0, lambda: {"other#1": member(1)})
+    clock.now += 0.25
+    assert pool.observe({}, "same").absent == {"other#1"}
+    assert watch(pool, clock, TTL_S - 0.01, dict).dead == set()
+    assert watch(pool, clock, 0.01, dict).dead == {"other#1"}
+
+
+def test_who_was_buried_by_another_is_dead_when_its_ttl_is_over(pool: NodePool, clock: VirtualClock) -> None:
+    watch(pool, clock, TTL_S - 0.25, lambda: {"other#1": member(1)})
+    assert watch(pool, clock, 0.25, dict).dead == {"other#1"}
+
+
+def test_a_mark_that_was_asked_for_before_its_holder_was_seen_is_not_free_when_that_is_evicted(
+    pool: NodePool, clock: VirtualClock
+) -> None:
+    deaths = Deaths(pool)
+    watch(pool, clock, 0.25, dict)
+    assert not deaths.gone("other#1", "me#1")
+    watch(pool, clock, TTL_S, lambda: {"other#1": member(clock.now)})
+    watch(pool, clock, TTL_S - 0.25, dict)
+    assert not deaths.gone("other#1", "me#1")
+    watch(pool, clock, 0.5, dict)
+    assert deaths.gone("other#1", "me#1")
 
 
 def test_an_outage_alone_makes_nobody_forgotten(pool: NodePool, clock: VirtualClock) -> None:

@@ -132,6 +132,20 @@ def test_who_joins_an_emptied_store_before_those_who_remember_starts_nothing_fro
     assert newcomer.ledger.memory(NAME) == Record(10)
 
 
+def test_who_joins_just_after_a_loss_waits_for_those_who_are_not_members_again(shop: Shop, old: Node) -> None:
+    """The one that is back may remember less than the one that is not."""
+    behind, newcomer = shop.node("behind"), shop.node("newcomer")
+    behind.join()
+    run(shop, 1, [old, behind])
+    shop.lose()
+    behind.join()
+    newcomer.join()
+    run(shop, TTL_S / 2 - 0.1, [behind, newcomer])
+    assert not newcomer.loss.settled(newcomer.pool.view)
+    run(shop, 0.2, [behind, newcomer])
+    assert newcomer.loss.settled(newcomer.pool.view)
+
+
 def test_what_nobody_remembers_waits_for_two_ttls_where_one_who_remembers_has_joined(shop: Shop, old: Node) -> None:
     shop.lose()
     newcomer = shop.node("newcomer")

@@ -62,6 +62,11 @@ def cluster(new_cluster: Callable[..., Cluster], ttl_s: float) -> Cluster:
 
 
 @pytest.fixture
-def wired_url(scheme: str, store_server: Server) -> Callable[[Wire], str]:
-    """The URL of the store at the end of a wire."""
-    return lambda wire: store_server.url(scheme, port=wire.port)
+def wired_store(scheme: str, store_server: Server, wire_to: Callable[[Server], Wire]) -> Callable[[], tuple[Wire, str]]:
+    """Make wires to the store: each, and the store's URL at its end."""
+
+    def wired() -> tuple[Wire, str]:
+        wire = wire_to(store_server)
+        return wire, store_server.url(scheme, port=wire.port)
+
+    return wired

@@ -26,7 +26,7 @@ EVERY = ("sqlite", *SERVED)
 # With an entry more, a node has another digest: it and the others share no ring, and each believes that it owns all.
 MORE = {"another": HOURLY}
 
-NewWire = Callable[..., Wire]
+WiredStore = Callable[[], tuple[Wire, str]]
 
 
 @pytest.fixture
@@ -63,11 +63,9 @@ def first_swap_unanswered(beat: Beat) -> Iterator[threading.Event]:
 
 
 @pytest.mark.parametrize("scheme", SERVED)
-def test_a_lost_reply_of_a_claim_is_not_a_lost_run(
-    wire_to: NewWire, cluster: Cluster, store_server: Any, wired_url: Callable[[Wire], str]
-) -> None:
-    wire = wire_to(store_server)
-    beat = cluster.beat({"a": HOURLY}, distsched_url=wired_url(wire))
+def test_a_lost_reply_of_a_claim_is_not_a_lost_run(cluster: Cluster, wired_store: WiredStore) -> None:
+    wire, url = wired_store()
+    beat = cluster.beat({"a": HOURLY}, distsched_url=url)
     due = cluster.seed("a", last_us=in_s(1))
     beat.tick_until(lambda: beat.ready)
     me, driver, swap = beat.inner.pool.view.me, beat.scheduler.driver, beat.scheduler.driver.swap
@@ -236,15 +234,10 @@ def locked(path: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("scheme", SERVED)
 def test_an_outage_longer_than_the_ttl_resends_nothing(
-    wire_to: NewWire,
-    cluster: Cluster,
-    store_server: Any,
-    wired_url: Callable[[Wire], str],
-    scheme: str,
-    figure: Figure,
+    cluster: Cluster, wired_store: WiredStore, scheme: str, figure: Figure
 ) -> None:
-    wires = [wire_to(store_server) for _ in range(2)]
-    beats = [cluster.beat({"a": HOURLY}, distsched_url=wired_url(wire)) for wire in wires]
+    wires, urls = zip(*(wired_store() for _ in range(2)), strict=True)
+    beats = [cluster.beat({"a": HOURLY}, distsched_url=url) for url in urls]
     senders: list[str] = []
 
     def after_the_message(node: str, entry: str) -> None:
@@ -367,17 +360,12 @@ def test_a_publish_that_hangs_loses_its_share_in_ttl_and_a_second(
 
 @pytest.mark.parametrize("scheme", SERVED)
 def test_a_node_without_the_store_loses_its_share_in_ttl_and_a_second(
-    wire_to: NewWire,
-    cluster: Cluster,
-    store_server: Any,
-    wired_url: Callable[[Wire], str],
-    scheme: str,
-    figure: Figure,
+    cluster: Cluster, wired_store: WiredStore, scheme: str, figure: Figure
 ) -> None:
     names = [f"entry {number}" for number in range(20)]
-    wire = wire_to(store_server)
+    wire, url = wired_store()
     entries = dict.fromkeys(names, HOURLY)
-    beats = [cluster.beat(entries, distsched_url=wired_url(wire)), cluster.beat(entries)]
+    beats = [cluster.beat(entries, distsched_url=url), cluster.beat(entries)]
     due = cluster.seed(*names, last_us=in_s(4))
     cluster.together(*beats)
     until(lambda: 0 < len(beats[0].inner.dispatch.ledger.share) < len(names))

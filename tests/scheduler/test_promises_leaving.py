@@ -11,7 +11,6 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,6 @@ from tests.wire import Wire
 NAMES = [f"entry {number}" for number in range(50)]
 
 NewCluster = Callable[..., Cluster]
-NewWire = Callable[..., Wire]
 
 
 @pytest.fixture
@@ -66,11 +64,11 @@ def test_sigterm_between_claim_and_publish_or_confirm(
     ("scheme", "fault"), [("redis+zset", "cut"), ("redis+zset", "frozen"), ("etcd", "frozen"), ("consul", "frozen")]
 )
 def test_sigterm_ends_beat_soon_though_the_store_is_gone(
-    wire_to: NewWire, on_redis: Cluster, store_server: Any, wired_url: Callable[[Wire], str], fault: str
+    on_redis: Cluster, wired_store: Callable[[], tuple[Wire, str]], fault: str
 ) -> None:
-    wire = wire_to(store_server)
+    wire, url = wired_store()
     on_redis.seed("a")
-    beat = on_redis.process("a", conf={"distsched_url": wired_url(wire)})
+    beat = on_redis.process("a", conf={"distsched_url": url})
     until(on_redis.sent)
     (wire.cut if fault == "cut" else wire.freeze)()
     time.sleep(0.3)
@@ -110,11 +108,11 @@ def test_close_from_inside_tick(new_cluster: NewCluster, redis_server: RedisServ
 
 @pytest.mark.parametrize("scheme", ["redis+zset"])
 def test_close_from_inside_tick_sends_nothing_more_though_the_store_is_gone(
-    wire_to: NewWire, cluster: Cluster, store_server: Any, wired_url: Callable[[Wire], str]
+    cluster: Cluster, wired_store: Callable[[], tuple[Wire, str]]
 ) -> None:
-    wire = wire_to(store_server)
+    wire, url = wired_store()
     cluster.seed(*NAMES)
-    beat = cluster.beat(dict.fromkeys(NAMES, HOURLY), distsched_url=wired_url(wire))
+    beat = cluster.beat(dict.fromkeys(NAMES, HOURLY), distsched_url=url)
     published: list[str] = []
 
     def close_at_the_fifth(node: str, entry: str) -> None:

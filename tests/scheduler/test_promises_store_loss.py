@@ -13,12 +13,15 @@ import redis
 
 from celery_distsched.drivers import Swap
 from celery_distsched.record import Record
+from celery_distsched.store_loss import _KEY as GENERATION
+from celery_distsched.store_loss import Generation
 from tests.figures import Figure
 from tests.scheduler.cluster import HOUR_US, HOURLY, Cluster, in_s, now_us, until
 from tests.servers import RedisServer
 
 STORES = ("sqlite", "redis+zset", "redis+scan")
 NAMES = [f"entry {number}" for number in range(12)]
+OTHERS = Generation("another", "", 0, new=False)
 
 
 @pytest.fixture
@@ -124,6 +127,30 @@ def test_what_nobody_remembers_starts_from_now_after_two_ttls(cluster: Cluster, 
     assert cluster.record("b").last >= lost_at + 1_900_000  # type: ignore[union-attr]
     assert cluster.record("a").last < lost_at  # type: ignore[union-attr]
     assert cluster.sent() == []
+
+
+@pytest.mark.parametrize("scheme", STORES)
+def test_what_was_put_back_by_who_knew_less_is_not_claimed_before_the_loss_is_noticed(cluster: Cluster) -> None:
+    """Between two looks at the ledger's mark it is lost, and another node writes what it remembers of hours ago."""
+    cluster.seed("a", last_us=in_s(3600))
+    beat = cluster.beat({"a": HOURLY})
+    driver, read = beat.scheduler.driver, beat.scheduler.driver.read
+
+    def after_the_loss(keys: list[str]) -> Any:
+        if "a" in keys:
+            driver.read = read
+            for key, new in {GENERATION: OTHERS.text(), "a": Record(in_s(-10)).text()}.items():
+                (before,) = cluster.driver.read([key])
+                assert cluster.driver.swap([Swap(key, before, new)])[0].won
+        return read(keys)
+
+    driver.read = after_the_loss
+    beat.tick_until(lambda: driver.read is read)
+    # Whoever knows more has half a TTL to come back.
+    held_until = time.monotonic() + cluster.ttl_s / 2 - 0.1
+    beat.tick_until(lambda: time.monotonic() > held_until)
+    assert cluster.sent() == []
+    beat.tick_until(cluster.sent)
 
 
 @pytest.mark.parametrize("scheme", ["sqlite"])
