@@ -60,18 +60,7 @@ class Soak:
         """Return the medians of each figure in the first and the last quarter."""
         part = max(1, len(self.samples) // 4)
         first, last = self.samples[:part], self.samples[-part:]
-        figures = {name: (median(one[name] for one in first), median(one[name] for one in last)) for name in first[0]}
-        began, ended = self.account.run.began, self.account.run.ended
-        quarter_s = (ended - began) / 4
-        figures["late p50, ms"] = (self._late(began, began + quarter_s), self._late(ended - quarter_s, ended))
-        return figures
-
-    def _late(self, after: float, upto: float) -> float:
-        messages = self.account.run.cluster.sent.messages
-        late = [
-            ones[0].seen_at - at / SECOND_US for (_, at), ones in messages.items() if after <= at / SECOND_US <= upto
-        ]
-        return 1000 * median(late)
+        return {name: (median(one[name] for one in first), median(one[name] for one in last)) for name in first[0]}
 
     def wrong(self) -> list[str]:
         """Return what has grown, and what was lost or doubled."""
@@ -103,8 +92,7 @@ def soak(place: Lane, seconds: float) -> Soak:
             one_round(cluster, next(outages), crash=crash)
             crash = not crash
             cluster.wait_until_each_sends(lasting, within_s=90)
-            time.sleep(_REST_S)
-            samples.append(measured(lasting, place))
+            samples.append({"late p50, ms": late_at_rest(cluster), **measured(lasting, place)})
         ended = time.time()
         settle(cluster, began, ended)
         stayed = all(beat.exit_code is None for beat in lasting)
@@ -127,6 +115,17 @@ def one_round(cluster: Cluster, outage: Outage, *, crash: bool) -> None:
         time.sleep(TTL_S + 1)
     else:
         cluster.terminate(guest, within_s=10)
+
+
+def late_at_rest(cluster: Cluster) -> float:
+    """Let the beats come to rest; return the median of how late the messages of that time are, in milliseconds.
+
+    Not those of an outage, after which a broker may give out all that it holds once more, before anything new.
+    """
+    so_far, now_us = len(cluster.queue.messages), time.time() * SECOND_US
+    time.sleep(_REST_S)
+    new = [message for message in cluster.queue.messages[so_far:] if message.instant_us > now_us]
+    return 1000 * median(message.seen_at - message.instant_us / SECOND_US for message in new)
 
 
 def measured(beats: Sequence[Beat], place: Lane) -> dict[str, float]:
