@@ -45,6 +45,8 @@ _SURVEYING_SLEEP_S = 0.02
 _LOOK_S = 1.0
 #: Longest burst of claims within one tick, in seconds.
 _LONGEST_BURST_S = 0.5
+#: Seconds between two bursts at least: what falls due meanwhile goes together, for the price of the same round trips.
+_TOGETHER_S = 0.005
 
 
 class Dispatch:
@@ -64,6 +66,8 @@ class Dispatch:
         interrupts: Interrupts | None = None,
     ) -> None:
         self.closed = False
+        #: Whether somebody is on the stack of a tick.
+        self.ticking = False
         #: A call that claims and pushes and is on its way: what it claims, and what waits for the answer.
         self._flight: tuple[Mapping[str, tuple[Move, Sequence[Push]]], Callable[[], Mapping[str, str]]] | None = None
         self._agenda = Agenda(pool, settings, progress, clock)
@@ -102,6 +106,8 @@ class Dispatch:
         self._changed: set[str] = set()
         self._followed: tuple[HashRing, str | None] | None = None
         self._trusted_until = float("-inf")
+        #: When the last burst began, on `Clock.elapsed`.
+        self._burst_at = float("-inf")
         self._driver = driver
         self._look_at = float("-inf")
         self._store_loss = StoreLoss(driver, self.ledger, pool, progress, clock, lambda: self._agenda.entries)
@@ -121,6 +127,7 @@ class Dispatch:
     def tick(self) -> float:
         """Do all that can be done now; returns the seconds until there may be more."""
         with self._interrupts.held():
+            self.ticking = True
             self._progress.at = self._clock.elapsed()
             try:
                 if self._pool.trusted() and not self.closed:
@@ -134,7 +141,13 @@ class Dispatch:
             self._agenda.lines.sum_up()
             self._progress.ticks += 1
             self._progress.at = self._clock.elapsed()
+            self.ticking = False
         return self._seconds_to_next()
+
+    def next_s(self) -> float:
+        """Seconds until something of this node's share falls due; negative: it has; infinity: nothing will."""
+        at_us = self._agenda.timetable.next_us()
+        return float("inf") if at_us is None else (at_us - self._agenda.now_us()) / 1e6
 
     def _work(self, view: View) -> None:
         ledger, outbox = self.ledger, self._outbox
@@ -227,7 +240,8 @@ class Dispatch:
 
     def _claim_and_send(self) -> None:
         # A long burst must not keep the rest of the loop waiting: the next tick goes on with it at once.
-        until, outbox = self._clock.elapsed() + _LONGEST_BURST_S, self._outbox
+        self._burst_at, outbox = self._clock.elapsed(), self._outbox
+        until = self._burst_at + _LONGEST_BURST_S
         with collector.paused():
             try:
                 while outbox.open and self._may_go_on() and self._clock.elapsed() < until:
@@ -312,12 +326,14 @@ class Dispatch:
     def _seconds_to_next(self) -> float:
         if not self._pool.trusted() or self.ledger.unread:
             return 0.05
-        at_us = self._agenda.timetable.next_us()
         surveying = self._fast_way is not None and self._fast_way.surveying
         longest_s = _SURVEYING_SLEEP_S if surveying else _LONGEST_SLEEP_S
-        if at_us is None or not self._outbox.open:
+        if not self._outbox.open:
             return longest_s
-        return min(max((at_us - self._agenda.now_us()) / 1e6, 0.0), longest_s)
+        next_s = self.next_s()
+        if next_s <= 0:
+            return 0.0
+        return min(max(next_s, self._burst_at + _TOGETHER_S - self._clock.elapsed()), longest_s)
 
 
 def _nothing(name: str) -> bool:

@@ -34,13 +34,16 @@ class Heartbeat:
         self.names: Collection[str] = ()
         #: An error that nothing but a change of the configuration mends; raised by the next tick.
         self.refusal: ConfigError | None = None
+        #: Others are to take this node's share on.
+        self.leaving = False
         self._clock = clock
         self._progress = progress
         self._host = host
         self._cluster = cluster
         self._renew_s = pool.ttl_s / 5
-        # A crash costs one TTL, counted from the last change seen, plus the time until that change was seen.
-        self._poll_s = min(pool.ttl_s / 20, 0.25)
+        #: Seconds between two looks at the members. A crash costs one TTL, counted from the last change seen, plus the
+        #: time until that change was seen.
+        self.poll_s = min(pool.ttl_s / 20, 0.25)
         self._stall_s = min(pool.ttl_s / 10, 0.5)
         self._joins = 0
         self._ordinal: int | None = None
@@ -105,14 +108,14 @@ class Heartbeat:
         except ConfigError as exc:
             self.refusal = exc
         except Exception:
-            logger.exception("the heartbeat failed; trying again in %.2g s", self._poll_s)
-        return min(self._poll_s, max(0.0, self.pool.next_death() - self._clock.elapsed()))
+            logger.exception("the heartbeat failed; trying again in %.2g s", self.poll_s)
+        return min(self.poll_s, max(0.0, self.pool.next_death() - self._clock.elapsed()))
 
     def _beat(self) -> None:
         me = self.pool.view.me
         if me is None:
             # After a loss the loop must have gone round once: a stuck node would only come back to be lost again.
-            if self._fit() and self._progress.ticks > self._rejoin_after_tick:
+            if self._fit() and not self.leaving and self._progress.ticks > self._rejoin_after_tick:
                 me = self._join()
         elif self._fit() and self._renewal_due():
             asked_at = self._clock.elapsed()
@@ -190,7 +193,8 @@ class Heartbeat:
 
     def _state(self) -> tuple[bool, str]:
         """What others wait for: that I have my records, and my schedule its epoch; and my generation of the ledger."""
-        return self._progress.ready and self._registered(), self._progress.generation
+        active = self._progress.ready and self._registered() and not self.leaving
+        return active, self._progress.generation
 
     def _registered(self) -> bool:
         return self.pool.schedule is not None and self.pool.schedule.digest == self.digest

@@ -35,7 +35,7 @@ class Info:
     digest: str
     #: App and broker, to tell strangers in one namespace apart.
     cluster: str
-    #: False while it loads the records of its coming share.
+    #: False while it loads the records of its coming share, and once it is about to leave.
     active: bool
     #: The node's wall clock at the renewal, and the cluster time that it goes by (0: none yet), microseconds.
     wall_us: int

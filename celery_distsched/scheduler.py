@@ -5,10 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-import secrets
-import socket
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
 
@@ -19,18 +16,14 @@ from celery.utils.nodenames import gethostname
 
 from celery_distsched import collector
 from celery_distsched.broker import Broker, Outcome
-from celery_distsched.clock import Clock, as_datetime
-from celery_distsched.dispatch import Dispatch
+from celery_distsched.clock import as_datetime
 from celery_distsched.drivers import open_driver
 from celery_distsched.entries import PlannedEntry, Planner, make_entry
 from celery_distsched.errors import ConfigError
-from celery_distsched.fast_way import FastWay
-from celery_distsched.heartbeat import Heartbeat
 from celery_distsched.message import message_entry
-from celery_distsched.node_pool import NodePool
-from celery_distsched.progress import Progress
+from celery_distsched.node import Node
 from celery_distsched.schedule import NoticedSchedule
-from celery_distsched.settings import Settings, broker_identity
+from celery_distsched.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +32,7 @@ logger = logging.getLogger(__name__)
 celery_logger.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], ConfigError)))
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
-#: Seconds for the store's farewell; with the broker's, `close` takes one at most: SIGKILL may follow SIGTERM soon.
+#: Seconds for the store's farewell; with the broker's, it takes one at most: SIGKILL may follow SIGTERM soon.
 _FAREWELL_S = 0.7
 
 
@@ -49,7 +42,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
     def __init__(self, app: Celery, *args: Any, lazy: bool = False, **kwargs: Any) -> None:
         self.settings = Settings.of(app)
         self.driver = self._new_driver()
-        self._node: _Node | None = None
+        self._node: Node | None = None
         self._closed = False
         self._outcome: Outcome | None = None
         self._sending = False
@@ -169,18 +162,13 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             with collector.paused():
                 version = self.schedule.version
                 node.take_on(self._plan(node.along), version)
-        try:
-            return node.dispatch.tick()
-        finally:
-            if node.dispatch.closed:
-                # By somebody on the stack of this tick, which has gone on to confirm what was on its way.
-                self.driver.close()
+        return node.tick()
 
-    def _become_node(self) -> _Node:
+    def _become_node(self) -> Node:
         """Join the cluster. A forked process becomes another node, with a client and an identity of its own."""
         if self._node is not None:
             self.driver, self.broker = self._new_driver(), Broker(self.app, self.Producer, self.settings.node_ttl / 2)
-        node = _Node(self)
+        node = Node(self)
         with collector.paused():
             version = self.schedule.version
             planned = self._plan()
@@ -258,23 +246,31 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         return self.broker.producer
 
     def close(self) -> None:
-        """Confirm, hand back, leave; may be called twice, and on the stack of a tick."""
-        if not self._closed:
-            self._closed = True
-            node = self._node
-            if node is not None and node.pid == os.getpid():
-                node.dispatch.closed = True
-                if not node.heartbeat.stop(node.dispatch.hand_back, _FAREWELL_S):
-                    logger.warning(
-                        "could not say goodbye to the store in %g s: the share of %s moves on in %g s",
-                        _FAREWELL_S,
-                        node.pool.node_id,
-                        self.settings.node_ttl,
-                    )
-            # On the stack of a send, the connection is in the middle of something, and ends with the process.
-            if not self._sending:
-                self.broker.close()
-        super().close()
+        """Hand over, confirm, hand back, leave; may be called twice, and on the stack of a tick."""
+        node = self._node if self._node is not None and self._node.pid == os.getpid() else None
+        try:
+            if node is not None and not self._closed:
+                node.hand_over()
+        finally:
+            # A second signal ends the handing over, and its handler has been through here then.
+            if not self._closed:
+                self._closed = True
+                self._leave(node)
+            super().close()
+
+    def _leave(self, node: Node | None) -> None:
+        if node is not None:
+            node.dispatch.closed = True
+            if not node.heartbeat.stop(node.dispatch.hand_back, _FAREWELL_S):
+                logger.warning(
+                    "could not say goodbye to the store in %g s: the share of %s moves on in %g s",
+                    _FAREWELL_S,
+                    node.pool.node_id,
+                    self.settings.node_ttl,
+                )
+        # On the stack of a send, the connection is in the middle of something, and ends with the process.
+        if not self._sending:
+            self.broker.close()
 
     def _on_beat_init(self, sender: Any, **kwargs: Any) -> None:
         if sender.__dict__.get("scheduler") is not self:
@@ -286,44 +282,3 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         # five times a second, and waits for nothing longer than a TTL. Celery before 5.7 answers no ping.
         if self.app.conf.get("beat_remote_control_max_tick_age", 0) is None:
             self.app.conf.beat_remote_control_max_tick_age = 2 * self.settings.node_ttl
-
-
-class _Node:
-    """Everything that lives from a scheduler's first tick to its close, in one process."""
-
-    def __init__(self, scheduler: DistributedScheduler) -> None:
-        self.pid = os.getpid()
-        settings, clock, progress = scheduler.settings, Clock(), Progress()
-        host = socket.gethostname()
-        progress.at = clock.elapsed()
-        self._progress, self._clock = progress, clock
-        self.pool = NodePool(f"{host}-{self.pid}-{secrets.token_hex(4)}", settings.node_ttl, clock)
-        self.dispatch = Dispatch(
-            scheduler.driver,
-            self.pool,
-            progress,
-            clock,
-            settings,
-            send=scheduler._send,
-            probe=scheduler._probe,
-            fast_way=FastWay(scheduler, self.pool.node_id),
-        )
-        cluster = f"app {scheduler.app.main!r} on {broker_identity(scheduler.app)}"
-        self.heartbeat = Heartbeat(scheduler.driver, self.pool, clock, progress, host=host, cluster=cluster)
-        self.planned_version = -1
-
-    def take_on(self, planned: Mapping[str, PlannedEntry], version: int) -> None:
-        """Work by this schedule from now on, and tell the others which entries it has."""
-        self.planned_version = version
-        digest, between = blake2b(digest_size=16), ""
-        for name in self.along(sorted(planned)):
-            digest.update(f"{between}{name}\0{planned[name].fingerprint}".encode())
-            between = "\0"
-        self.heartbeat.names = planned
-        self.heartbeat.digest = digest.hexdigest()
-        self.dispatch.set_entries(planned)
-        self._progress.at = self._clock.elapsed()
-
-    def along(self, names: Iterable[str]) -> Iterable[str]:
-        """Yield these; the heartbeat sees that the loop goes on."""
-        return self._progress.along(names, self._clock)

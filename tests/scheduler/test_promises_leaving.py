@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from celery_distsched import cron
 from tests.figures import Figure
-from tests.scheduler.cluster import HOURLY, Cluster, Crash, until
+from tests.scheduler.cluster import HOURLY, Cluster, Crash, now_us, until
 from tests.servers import RedisServer
 from tests.wire import Wire
 
@@ -203,6 +204,30 @@ def test_what_nobody_else_could_send_is_given_up_and_counted(
     lost = [line for line in caplog.messages if "no other live one has the entry): it is not sent again" in line]
     assert {line.split("'")[1] for line in lost} == set(NAMES) - sent
     assert beat.counts["possibly lost"] == len(lost)
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "redis+scan", "redis+zset", "etcd", "consul"])
+def test_a_beat_that_leaves_serves_its_share_until_the_others_have_it(new_cluster: NewCluster) -> None:
+    cluster = new_cluster(ttl_s=10.0)
+    every_second = {name: {"task": "nobody.runs.it", "schedule": cron("* * * * * *")} for name in NAMES}
+    other = cluster.started(every_second)
+    beat = cluster.beat(every_second)
+    beat.tick_until(lambda: beat.ready and all(len(one.inner.pool.view.ring.nodes) == 2 for one in (beat, other)))
+    # It finds out long after the next second that somebody has left.
+    other.inner.heartbeat.poll_s = 3.0
+    time.sleep(0.3)
+    beat.tick_until(lambda: 0 < beat.inner.dispatch.next_s() < 0.2)
+    closed_us, share = now_us(), set(beat.inner.dispatch._agenda.share)
+    beat.scheduler.close()
+    assert share
+    assert {one.entry for one in cluster.sent() if one.node == beat.node and one.instant_us > closed_us} == share
+    assert list(cluster.driver.members()) == [other.inner.pool.view.me]
+    # And then the other has it, without a gap.
+    until(lambda: {one.entry for one in cluster.sent() if one.instant_us > closed_us + 3_000_000} >= share)
+    assert len(cluster.sent()) == len({one.task_id for one in cluster.sent()})
+    for entry in share:
+        instants = sorted(one.instant_us for one in cluster.sent(entry))
+        assert instants == list(range(instants[0], instants[-1] + 1, 1_000_000))
 
 
 FORKING = """

@@ -40,7 +40,7 @@ def leave(cluster: Cluster, node: Any) -> None:
     if cluster.world.random.random() < 0.5:
         cluster.add()
     node.leave()
-    cluster.trouble(node, 1.0, "leave", settle_s=1.0)
+    cluster.trouble(node, 1.5, "leave", settle_s=0.5)
     _replace(cluster)
 
 

@@ -24,8 +24,8 @@ from tests.simulation.world import EPOCH_S, Process, Thread, World
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
 
-#: How long `close` waits for the farewell, and a signal for the end of a slice, in seconds.
-_FAREWELL_S, _PATIENCE_S = 0.9, 0.5
+#: How long `close` waits for the farewell, a signal for the end of a slice, and a node for others to have its share.
+_FAREWELL_S, _PATIENCE_S, _HAND_OVER_S = 0.9, 0.5, 0.5
 
 
 class NodeClock(Clock):
@@ -176,6 +176,10 @@ class Node(Victim):
         if self.interrupts.holding:
             self.interrupts.pending = True
             self.world.after(_PATIENCE_S, self._close)
+        elif len(self.pool.view.ring.nodes) > 1:
+            self.heartbeat.leaving = True
+            self._beats.interrupt()
+            self.world.after(_HAND_OVER_S, self._close)
         else:
             self._close()
 
@@ -191,7 +195,8 @@ class Node(Victim):
 
     @property
     def serves(self) -> bool:
-        return self.process.alive and not self.dispatch.closed and not self.interrupts.pending
+        leaves = self.dispatch.closed or self.interrupts.pending or self.heartbeat.leaving
+        return self.process.alive and not leaves
 
     def trusted_until(self) -> float:
         """The end of its trust by the protocol, on `World.now`, worked out apart from the code under test."""
