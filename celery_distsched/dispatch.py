@@ -36,7 +36,7 @@ _SLICE = 100
 #: The same where what is claimed is sent in slices.
 _LARGE_SLICE = 500
 #: Entries claimed and pushed in one go.
-_FAST_SLICE = 1000
+_FAST_SLICE = 250
 #: Longest time between two ticks, in seconds: Celery's service sleeps without an ear for anything.
 _LONGEST_SLEEP_S = 0.2
 #: The same while entries are still looked at, a few in each tick.
