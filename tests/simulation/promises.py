@@ -297,7 +297,7 @@ class Promises:
     def _settle_lost(self) -> None:
         """Everybody is at rest: what the store does not hold open is not going to be sent any more."""
         for (name, at), run in self.runs.items():
-            if run.closed or not self.losses.since(run.claimed_at):
+            if run.closed or (run.settled_at is None and not self.losses.since(run.claimed_at)):
                 continue
             text = self.store.ledger.get(name)
             if text is None or at in parse(text).open:
