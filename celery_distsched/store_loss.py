@@ -135,12 +135,16 @@ class StoreLoss:
         if known and young and self._others_know_another(view):
             self._ledger.suspicious = "it looked new, and a node that has joined remembers another"
         signs = self._ledger.suspicious or "its mark is not the one that was there, or of another server"
-        if stored is None or stored.server != server or (known and self._ledger.suspicious):
+        # An older mark than mine: the store went back to it, which shows nothing to those who know no other. They are
+        # told by a new one.
+        older = self._known is not None and stored is not None and stored.since_us < self._known.since_us
+        if stored is None or stored.server != server or older or (known and self._ledger.suspicious):
             new = self._known is None and stored is None and not self._others_know_another(view)
             if not self._pool.trusted():
                 # Reading has taken its time.
                 return
-            stored = Generation(secrets.token_hex(4), server, self._now_us(), new)
+            since_us = max(self._now_us(), 0 if self._known is None else self._known.since_us + 1)
+            stored = Generation(secrets.token_hex(4), server, since_us, new)
             (answer,) = self._driver.swap([Swap(_KEY, text, stored.text())], view.me)
             if not answer.won:
                 return

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from celery_distsched.drivers import StoreUrl
+from celery_distsched.drivers import StoreUrl, Swap
 from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import Info, NodePool, View
@@ -226,3 +226,23 @@ def test_who_has_put_back_all_says_so_though_trust_ran_out_while_reading(shop: S
     old.driver.read = read_slowly  # type: ignore[method-assign]
     old.loss.settled(old.pool.view)
     assert old.progress.generation in old.driver._store.ledger["\0generation"]
+
+
+def test_a_store_that_goes_back_to_before_a_loss_is_a_loss_to_those_too_who_missed_the_first(
+    shop: Shop, old: Node
+) -> None:
+    away = shop.node("away")
+    away.join()
+    run(shop, 1, [old, away])
+    store = old.driver._store
+    before = dict(store.ledger)
+    # What it alone knows when it loses sight of the store, with the mark of before.
+    away.driver.swap([Swap(NAME, Record(10).text(), Record(20).text())], None)
+    away.ledger.read([NAME])
+    store.ledger.clear()
+    run(shop, 2 * TTL_S, [old])
+    store.ledger.clear()
+    store.ledger.update(before)
+    run(shop, 1, [old])
+    run(shop, 2 * TTL_S, [old, away])
+    assert shop.record() == Record(20).text()
