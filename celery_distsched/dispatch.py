@@ -39,6 +39,8 @@ _LARGE_SLICE = 500
 _FAST_SLICE = 250
 #: Longest time between two ticks, in seconds: Celery's service sleeps without an ear for anything.
 _LONGEST_SLEEP_S = 0.2
+#: The same while something has to come first that does not come at a known time, whatever is due.
+_UNSETTLED_SLEEP_S = 0.05
 #: The same while entries are still looked at, a few in each tick.
 _SURVEYING_SLEEP_S = 0.02
 #: Seconds between two looks at the ways that messages may go, while nothing is due.
@@ -106,6 +108,8 @@ class Dispatch:
         self._changed: set[str] = set()
         self._followed: tuple[HashRing, str | None] | None = None
         self._trusted_until = float("-inf")
+        #: Whether the ledger can be gone by.
+        self._settled = False
         #: When the last burst began, on `Clock.elapsed`.
         self._burst_at = float("-inf")
         self._driver = driver
@@ -156,7 +160,7 @@ class Dispatch:
         self._follow(view)
         self._agenda.follow_epochs(view.schedule, view.epochs)
         ledger.repeat()
-        settled = self._store_loss.settled(view) and self._all_read()
+        self._settled = settled = self._store_loss.settled(view) and self._all_read()
         if settled:
             ledger.watch()
             ledger.take_over()
@@ -324,8 +328,8 @@ class Dispatch:
         self.ledger.swap(self.ledger.confirms())
 
     def _seconds_to_next(self) -> float:
-        if not self._pool.trusted() or self.ledger.unread:
-            return 0.05
+        if not self._pool.trusted() or self.ledger.unread or not self._settled:
+            return _UNSETTLED_SLEEP_S
         surveying = self._fast_way is not None and self._fast_way.surveying
         longest_s = _SURVEYING_SLEEP_S if surveying else _LONGEST_SLEEP_S
         if not self._outbox.open:

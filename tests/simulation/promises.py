@@ -96,7 +96,8 @@ class Promises:
             run.attempts.append((self.world.now, node))
 
     def unanswered(self, name: str, instant: int) -> None:
-        self.runs[name, instant].unanswered = True
+        if (run := self.runs.get((name, instant))) is not None:
+            run.unanswered = True
 
     def counted(self, name: str, instant: int) -> None:
         """A node reports a run as possibly lost."""
