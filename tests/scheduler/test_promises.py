@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from celery.schedules import schedule
 
-from celery_distsched import scheduler as scheduler_module
+from celery_distsched import node as node_module
 from celery_distsched.clock import Clock
 from celery_distsched.errors import StoreUnavailable
 from celery_distsched.message import task_id
@@ -425,7 +425,7 @@ def test_burying_voids_the_fence(
     last = in_s(1)
     due = cluster.seed("a", last_us=last)
     victim = cluster.beat({"a": HOURLY})
-    monkeypatch.setattr(scheduler_module, "Clock", lambda: clock)
+    monkeypatch.setattr(node_module, "Clock", lambda: clock)
     victim.tick_until(lambda: victim.ready)
     monkeypatch.undo()
     me = victim.inner.pool.view.me

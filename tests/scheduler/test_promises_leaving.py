@@ -159,7 +159,7 @@ def test_at_most_once_a_message_that_may_have_left_is_not_handed_back(
 
 @pytest.mark.parametrize("scheme", ["sqlite", "redis+zset"])
 def test_a_handed_back_run_is_sent_at_once_by_a_node_that_is_there(new_cluster: NewCluster) -> None:
-    cluster = new_cluster(ttl_s=30.0)
+    cluster = new_cluster(ttl_s=12.0)
     cluster.seed(*NAMES)
     beat = cluster.beat(dict.fromkeys(NAMES, HOURLY))
     published: list[str] = []
@@ -208,13 +208,13 @@ def test_what_nobody_else_could_send_is_given_up_and_counted(
 
 @pytest.mark.parametrize("scheme", ["sqlite", "redis+scan", "redis+zset", "etcd", "consul"])
 def test_a_beat_that_leaves_serves_its_share_until_the_others_have_it(new_cluster: NewCluster) -> None:
-    cluster = new_cluster(ttl_s=10.0)
+    cluster = new_cluster(ttl_s=5.0)
     every_second = {name: {"task": "nobody.runs.it", "schedule": cron("* * * * * *")} for name in NAMES}
     other = cluster.started(every_second)
     beat = cluster.beat(every_second)
     beat.tick_until(lambda: beat.ready and all(len(one.inner.pool.view.ring.nodes) == 2 for one in (beat, other)))
     # It finds out long after the next second that somebody has left.
-    other.inner.heartbeat.poll_s = 3.0
+    other.inner.heartbeat.poll_s = 2.0
     time.sleep(0.3)
     beat.tick_until(lambda: 0 < beat.inner.dispatch.next_s() < 0.2)
     closed_us, share = now_us(), set(beat.inner.dispatch._agenda.share)
@@ -223,7 +223,7 @@ def test_a_beat_that_leaves_serves_its_share_until_the_others_have_it(new_cluste
     assert {one.entry for one in cluster.sent() if one.node == beat.node and one.instant_us > closed_us} == share
     assert list(cluster.driver.members()) == [other.inner.pool.view.me]
     # And then the other has it, without a gap.
-    until(lambda: {one.entry for one in cluster.sent() if one.instant_us > closed_us + 3_000_000} >= share)
+    until(lambda: {one.entry for one in cluster.sent() if one.instant_us > closed_us + 2_000_000} >= share)
     assert len(cluster.sent()) == len({one.task_id for one in cluster.sent()})
     for entry in share:
         instants = sorted(one.instant_us for one in cluster.sent(entry))
