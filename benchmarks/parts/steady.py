@@ -88,7 +88,7 @@ def steady(queue: RedisQueue, size: int, kind: str, seconds: int, *, joins: bool
             ends.enter_context(other)
             # It needs some seconds to load before it joins.
             _add(arrivals, watch(queue, size * seconds, due_s + seconds * 0.7))
-            other.stop()
+            other.leave()
         _add(arrivals, watch(queue, size * seconds, ended_s + 0.5))
         # That of a beat which starts says nothing of a steady load.
         cpu_s = math.nan if joins else beat.cpu_s() - cpu_s
