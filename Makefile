@@ -8,7 +8,7 @@ CELERIES := 5.5 5.6 5.7
 FIGURES := $(CURDIR)/.cache/figures.jsonl
 
 # Most tests wait most of the time. Whole files go to one worker or the other, each with servers of its own.
-SIDE_BY_SIDE := -n 2 --dist loadfile
+SIDE_BY_SIDE := -n 3 --dist loadfile
 
 export PYTHON
 # Where .ci/servers.sh puts what the system has no package of.
