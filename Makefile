@@ -7,7 +7,7 @@ CELERIES := 5.5 5.6 5.7
 # What the tests of the promises note down for `make figures`.
 FIGURES := $(CURDIR)/.cache/figures.jsonl
 
-# Most tests wait most of the time. Whole files go to one worker or the other, each with servers of its own.
+# Most tests wait most of the time. Whole files go to one worker each, which has servers of its own.
 SIDE_BY_SIDE := -n 3 --dist loadfile
 
 export PYTHON

@@ -68,7 +68,7 @@ class Dispatch:
         interrupts: Interrupts | None = None,
     ) -> None:
         self.closed = False
-        #: Whether somebody is on the stack of a tick.
+        #: Whether a tick has begun that has not come to its end: what it left half done nobody is to go on with.
         self.ticking = False
         #: A call that claims and pushes and is on its way: what it claims, and what waits for the answer.
         self._flight: tuple[Mapping[str, tuple[Move, Sequence[Push]]], Callable[[], Mapping[str, str]]] | None = None

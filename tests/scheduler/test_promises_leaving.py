@@ -214,8 +214,8 @@ def test_a_beat_that_leaves_serves_its_share_until_the_others_have_it(new_cluste
     beat = cluster.beat(every_second)
     beat.tick_until(lambda: beat.ready and all(len(one.inner.pool.view.ring.nodes) == 2 for one in (beat, other)))
     # It finds out long after the next second that somebody has left.
-    other.inner.heartbeat.poll_s = 2.0
-    time.sleep(0.3)
+    other.inner.heartbeat.poll_s, polled_at = 2.0, other.inner.pool.view.polled_at
+    beat.tick_until(lambda: other.inner.pool.view.polled_at > polled_at)
     beat.tick_until(lambda: 0 < beat.inner.dispatch.next_s() < 0.2)
     closed_us, share = now_us(), set(beat.inner.dispatch._agenda.share)
     beat.scheduler.close()

@@ -45,8 +45,8 @@ class NodeClock(Clock):
 class Interrupts:
     """SIGTERM waits for the end of a tick, for half a second at most."""
 
-    def __init__(self, close: Callable[[], None]) -> None:
-        self.pending, self.holding, self._close = False, False, close
+    def __init__(self, end: Callable[[], None]) -> None:
+        self.pending, self.holding, self._end = False, False, end
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -54,7 +54,8 @@ class Interrupts:
         yield
         self.holding = False
         if self.pending:
-            self._close()
+            self.pending = False
+            self._end()
 
 
 class OneStep:
@@ -124,7 +125,7 @@ class Node(Victim):
         progress = Progress(at=self.clock.elapsed())
         self.driver = self.driver_class(cluster, self, settings.node_ttl)
         self.pool = NodePool(self.node_id, settings.node_ttl, self.clock)
-        self.interrupts = Interrupts(self._close)
+        self.interrupts = Interrupts(self._hand_over)
         self.dispatch = Dispatch(
             self.driver, self.pool, progress, self.clock, settings,
             send=self._send, probe=self._probe,
@@ -175,8 +176,16 @@ class Node(Victim):
         """SIGTERM."""
         if self.interrupts.holding:
             self.interrupts.pending = True
-            self.world.after(_PATIENCE_S, self._close)
-        elif len(self.pool.view.ring.nodes) > 1:
+            self.world.after(_PATIENCE_S, self._lose_patience)
+        else:
+            self._hand_over()
+
+    def _lose_patience(self) -> None:
+        if self.interrupts.pending:
+            self._close()
+
+    def _hand_over(self) -> None:
+        if len(self.pool.view.ring.nodes) > 1:
             self.heartbeat.leaving = True
             self._beats.interrupt()
             self.world.after(_HAND_OVER_S, self._close)
