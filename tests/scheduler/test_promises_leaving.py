@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -228,6 +231,35 @@ def test_a_beat_that_leaves_serves_its_share_until_the_others_have_it(new_cluste
     for entry in share:
         instants = sorted(one.instant_us for one in cluster.sent(entry))
         assert instants == list(range(instants[0], instants[-1] + 1, 1_000_000))
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "redis+zset"])
+def test_a_second_signal_ends_the_handing_over(
+    new_cluster: NewCluster, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = new_cluster(ttl_s=5.0)
+    every_second = {name: {"task": "nobody.runs.it", "schedule": cron("* * * * * *")} for name in NAMES}
+    other, beat = cluster.started(every_second), cluster.beat(every_second)
+
+    def close(*signal_: object) -> None:
+        """What Celery's handler does."""
+        beat.scheduler.close()
+        raise SystemExit(0)
+
+    request.addfinalizer(partial(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, close)))
+    beat.tick_until(lambda: beat.ready and all(len(one.inner.pool.view.ring.nodes) == 2 for one in (beat, other)))
+    # Soon enough to be waited for.
+    beat.tick_until(lambda: 0.3 < beat.inner.dispatch.next_s() < 0.45)
+    closed_us, share = now_us(), set(beat.inner.dispatch._agenda.share)
+    again = threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGTERM))
+    again.start()
+    with pytest.raises(SystemExit):
+        close()
+    assert list(cluster.driver.members()) == [other.inner.pool.view.me]
+    until(lambda: {one.entry for one in cluster.sent() if one.instant_us > closed_us} >= share)
+    assert {one.node for one in cluster.sent() if one.instant_us > closed_us} == {other.node}
+    assert len(cluster.sent()) == len({one.task_id for one in cluster.sent()})
+    assert "could not say goodbye" not in caplog.text
 
 
 FORKING = """
