@@ -85,9 +85,14 @@ class Bench:
         return self.redis_server.url(path="/1")
 
     @cached_property
+    def rabbit_server(self) -> RabbitServer:
+        """Keeps its messages on disk, as they ask."""
+        return self._ends.enter_context(RabbitServer())
+
+    @cached_property
     def rabbit(self) -> RabbitQueue:
         """Another broker."""
-        return RabbitQueue(self._ends.enter_context(RabbitServer()).url())
+        return RabbitQueue(self.rabbit_server.url())
 
     @cached_property
     def _etcd(self) -> EtcdServer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from celery_distsched.broker import Outcome
@@ -19,6 +20,10 @@ _FIRST_DELAY_S = 0.25
 _LONGEST_DELAY_S = 60.0
 #: Entries whose messages are sent together: well below a tenth of a second, which is what a crash may leave in doubt.
 _LARGEST_SLICE = 500
+#: Slices that are on their way at a time.
+_ON_THEIR_WAY = 2
+
+_Flight = tuple[Mapping[str, Sequence[int]], Callable[[], Mapping[str, Sequence[Outcome]]]]
 
 
 class Backoff:
@@ -81,8 +86,8 @@ class Outbox:
         self._longest_wait_s = min(settings.node_ttl / 2, 1.0)
         self._broker_backoff = Backoff(self._longest_wait_s)
         self._entry_backoff: dict[str, Backoff] = {}
-        #: A slice that is on its way: the instants of each entry, and what waits for the broker's answers.
-        self._flight: tuple[Mapping[str, Sequence[int]], Callable[[], Mapping[str, Sequence[Outcome]]]] | None = None
+        #: Slices on their way: the instants of each entry, and what waits for the broker's answers.
+        self._flights: deque[_Flight] = deque()
 
     @property
     def open(self) -> bool:
@@ -129,8 +134,8 @@ class Outbox:
         firsts = {name: instants for name in names if (instants := self._first_attempts(name))}
         messages = self._fast_way.messages(firsts)
         for slice_ in in_calls(messages, _LARGEST_SLICE):
-            # Up to here the broker has worked on the slice before: it and this node need not wait for each other.
-            self.land()
+            # The broker works on the slice before meanwhile: it and this node need not wait for each other.
+            self.land(_ON_THEIR_WAY - 1)
             self._flush_in_time(flush)
             if not self.open or not self._may_send():
                 return
@@ -142,19 +147,17 @@ class Outbox:
                 holding.phases.update(dict.fromkeys(firsts[name], Phase.SENDING))
                 holding.attempts.update(dict.fromkeys(firsts[name], 1))
             answers = self._fast_way.send({name: (firsts[name], messages[name]) for name in slice_})
-            self._flight = {name: firsts[name] for name in slice_}, answers
+            self._flights.append(({name: firsts[name] for name in slice_}, answers))
 
-    def land(self) -> None:
-        """Note what became of the slice that is on its way, if one is."""
-        flight, self._flight = self._flight, None
-        if flight is None:
-            return
-        instants, answers = flight
-        outcomes = answers()
-        now = self._progress.at = self._clock.elapsed()
-        for name in instants:
-            for instant, outcome in zip(instants[name], outcomes[name], strict=True):
-                self._settle(name, self._ledger.holdings[name], instant, outcome, now)
+    def land(self, most: int = 0) -> None:
+        """Note what became of slices that are on their way, the oldest first, until no more than so many are."""
+        while len(self._flights) > most:
+            instants, answers = self._flights.popleft()
+            outcomes = answers()
+            now = self._progress.at = self._clock.elapsed()
+            for name in instants:
+                for instant, outcome in zip(instants[name], outcomes[name], strict=True):
+                    self._settle(name, self._ledger.holdings[name], instant, outcome, now)
 
     def _first_attempts(self, name: str) -> tuple[int, ...]:
         """The instants of an entry of which nothing has been sent, if it has no others that wait."""

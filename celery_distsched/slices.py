@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery_distsched.broker import Broker, Outcome
 from celery_distsched.drivers.base import Push
@@ -54,6 +54,21 @@ class RedisSlices:
         return [outcomes[push.key] for push in pushes]
 
 
+class _Slice(NamedTuple):
+    """Messages that were written together, until the broker has answered for all of them."""
+
+    outcomes: list[Outcome]
+    #: Delivery tag → number in the slice.
+    waiting: dict[int, int]
+
+    def settle(self, tag: int, multiple: bool, outcome: Outcome) -> None:
+        tags = [waiting for waiting in self.waiting if waiting <= tag] if multiple else [tag]
+        for one in tags:
+            number = self.waiting.pop(one, None)
+            if number is not None:
+                self.outcomes[number] = outcome
+
+
 class AmqpSlices:
     """A channel of our own, in confirm mode: a slice is written at once, then all its confirms are waited for."""
 
@@ -74,19 +89,17 @@ class AmqpSlices:
         self._timeout_s = timeout_s
         #: The broker counts the messages of a channel in confirm mode from 1.
         self._written = 0
-        #: Delivery tag → number in the slice.
-        self._waiting: dict[int, int] = {}
-        self._outcomes: list[Outcome] = []
+        #: Those that are on their way.
+        self._slices: list[_Slice] = []
         channel.confirm_select()
-        channel.events["basic_ack"].add(self._on_ack)
-        channel.events["basic_nack"].add(self._on_nack)
+        channel.events["basic_ack"].add(partial(self._settle, Outcome.ACCEPTED))
+        channel.events["basic_nack"].add(partial(self._settle, Outcome.REJECTED))
 
     def send(self, frames: Sequence[bytes]) -> Callable[[], list[Outcome]]:
         """Write them; one bounded attempt. Returns what waits for the broker's answers, and says what became of each.
 
-        That is to be called before the next slice is sent.
+        Slices before this one may be on their way still.
         """
-        outcomes = self._outcomes = [Outcome.UNKNOWN] * len(frames)
         connection = self._channel.connection
         try:
             with suppress(TimeoutError):
@@ -95,44 +108,39 @@ class AmqpSlices:
             logger.error("%d messages: %s: %s", len(frames), Outcome.REFUSED.meaning, self._broker.says(exc))  # noqa: TRY400
             self._broker.drop()
             return lambda: [Outcome.REFUSED] * len(frames)
-        self._waiting = {self._written + number: number - 1 for number in range(1, len(frames) + 1)}
+        tags = range(self._written + 1, self._written + len(frames) + 1)
+        slice_ = _Slice([Outcome.UNKNOWN] * len(frames), {tag: number for number, tag in enumerate(tags)})
+        self._slices.append(slice_)
         self._written += len(frames)
         try:
             with connection.transport.having_timeout(self._timeout_s):
                 connection.transport.write(b"".join(frames))
         except Exception as exc:  # noqa: BLE001  (what it means is the broker's to say)
             self._broken(exc)
-            return lambda: outcomes
-        return partial(self._answers, connection, time.monotonic() + self._timeout_s)
+        return partial(self._answers, connection, slice_, time.monotonic() + self._timeout_s)
 
-    def _answers(self, connection: Any, until: float) -> list[Outcome]:
+    def _answers(self, connection: Any, slice_: _Slice, until: float) -> list[Outcome]:
         try:
-            while self._waiting:
+            while slice_.waiting:
                 connection.drain_events(timeout=max(until - time.monotonic(), 0.001))
         except Exception as exc:  # noqa: BLE001  (what it means is the broker's to say)
             self._broken(exc)
-        nacked = self._outcomes.count(Outcome.REJECTED)
+        self._slices = [other for other in self._slices if other is not slice_]
+        nacked = slice_.outcomes.count(Outcome.REJECTED)
         if nacked:
             logger.error("%d messages: the broker will not take them; they are tried again", nacked)
-        return self._outcomes
+        return slice_.outcomes
 
     def _broken(self, error: Exception) -> None:
-        _failed(self._broker, error, len(self._waiting))
-        # Whatever it is, the channel is not to be used again, and what was not answered is not known.
+        """Whatever it is, the channel is not to be used again, and what was not answered is not known."""
+        _failed(self._broker, error, sum(len(slice_.waiting) for slice_ in self._slices))
+        for slice_ in self._slices:
+            slice_.waiting.clear()
         self._broker.drop()
 
-    def _on_ack(self, tag: int, multiple: bool) -> None:
-        self._settle(tag, multiple, Outcome.ACCEPTED)
-
-    def _on_nack(self, tag: int, multiple: bool) -> None:
-        self._settle(tag, multiple, Outcome.REJECTED)
-
-    def _settle(self, tag: int, multiple: bool, outcome: Outcome) -> None:
-        tags = [waiting for waiting in self._waiting if waiting <= tag] if multiple else [tag]
-        for one in tags:
-            number = self._waiting.pop(one, None)
-            if number is not None:
-                self._outcomes[number] = outcome
+    def _settle(self, outcome: Outcome, tag: int, multiple: bool) -> None:
+        for slice_ in self._slices:
+            slice_.settle(tag, multiple, outcome)
 
 
 def _failed(broker: Broker, error: Exception, messages: int, to: str = "") -> Outcome:
