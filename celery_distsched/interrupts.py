@@ -64,3 +64,25 @@ class Interrupts:
             self.pending = False
             for signum in waiting:
                 signal.raise_signal(signum)
+
+
+@contextmanager
+def asked_again(after_s: float) -> Iterator[None]:
+    """Have SIGTERM come once more, as from a supervisor who asks twice, if this takes longer than that.
+
+    For what is done on the stack of the first one, where a broker that says nothing would keep it for longer than a
+    supervisor waits. Elsewhere than in the main thread, or where nobody handles SIGTERM, do nothing.
+    """
+    main = threading.main_thread()
+    if threading.current_thread() is not main or not callable(signal.getsignal(signal.SIGTERM)):
+        yield
+        return
+    timer = threading.Timer(after_s, signal.pthread_kill, (main.ident, signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        # In the farewell that follows, a signal that comes late would cut it off.
+        timer.join()

@@ -16,12 +16,15 @@ from celery_distsched.dispatch import Dispatch
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.fast_way import FastWay
 from celery_distsched.heartbeat import Heartbeat
+from celery_distsched.interrupts import asked_again
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
 from celery_distsched.settings import broker_identity
 
 #: Longest sleep of another node's loop, and its reading of what it takes on, in seconds.
 _TAKING_ON_S = 0.25
+#: Seconds for the last tick of the handing over, before it is cut off.
+_GRACE_S = 0.1
 
 
 class Node:
@@ -80,12 +83,14 @@ class Node:
             return
         self.heartbeat.leaving = True
         self.heartbeat.wake()
-        until = self._clock.elapsed() + self.heartbeat.poll_s + _TAKING_ON_S
-        while self._is_heir_there() and not self.dispatch.closed:
-            left_s = until - self._clock.elapsed()
-            if self.dispatch.next_s() > left_s:
-                return
-            time.sleep(min(self.tick(), max(left_s, 0.0)))
+        within_s = self.heartbeat.poll_s + _TAKING_ON_S
+        until = self._clock.elapsed() + within_s
+        with asked_again(within_s + _GRACE_S):
+            while self._is_heir_there() and not self.dispatch.closed:
+                left_s = until - self._clock.elapsed()
+                if self.dispatch.next_s() > left_s:
+                    return
+                time.sleep(min(self.tick(), max(left_s, 0.0)))
 
     def _is_heir_there(self) -> bool:
         """Whether others share the ring, by a store that answers."""
