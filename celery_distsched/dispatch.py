@@ -194,7 +194,7 @@ class Dispatch:
             return
         if now >= self._look_at or self._fast_way.surveying:
             self._look_at = now + _LOOK_S
-            self._fast_way.same_redis(now)
+            self._fast_way.look_ahead(now)
 
     def _follow(self, view: View) -> None:
         """Take in a new membership of mine, a new ring, or a new schedule."""

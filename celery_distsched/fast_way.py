@@ -76,6 +76,10 @@ class FastWay:
 
     # The whole
 
+    def look_ahead(self, now: float) -> None:
+        """Find out which way messages go, before anything is due; connect to the broker for it, once."""
+        self._look(now, connect=True)
+
     def same_redis(self, now: float) -> SameRedis | None:
         """Return what claims and pushes in one call, if that can be done now."""
         lane = self._look(now)
@@ -86,8 +90,8 @@ class FastWay:
         lane = self._look(now)
         return None if isinstance(lane, SameRedis) else lane
 
-    def _look(self, now: float) -> SameRedis | RedisSlices | AmqpSlices | None:
-        why_not = self._hook() or self._look_at_broker(now)
+    def _look(self, now: float, *, connect: bool = False) -> SameRedis | RedisSlices | AmqpSlices | None:
+        why_not = self._hook() or self._look_at_broker(now, connect)
         lane = self._lane if why_not is None else None
         if (lane, why_not) != self._said:
             self._said = (lane, why_not)
@@ -111,13 +115,15 @@ class FastWay:
         except Exception as exc:  # noqa: BLE001  (a backend or a router that cannot be made: the ordinary way reports it)
             return f"the app is not in order: {exc!r}"
 
-    def _look_at_broker(self, now: float) -> str | None:
+    def _look_at_broker(self, now: float, connect: bool) -> str | None:
         broker = self._scheduler.broker
         if self._lane is not None and broker.current is self._connection:
             return self._lane.messages.hooks()
         # A connection is made by whoever sends or probes: two bounded attempts in one tick would take twice the time.
-        # But once, to begin with, to a broker that may be the store, so that not even the first run goes another way.
-        if broker.current is None and (self._looked or not hasattr(self._scheduler.driver, "claim_and_push")):
+        # But once, to begin with, while nothing is due; or to a broker that may be the store, so that not even the
+        # first run goes another way.
+        connect = connect or hasattr(self._scheduler.driver, "claim_and_push")
+        if broker.current is None and (self._looked or not connect):
             self._lane = None
             return _NOT_CONNECTED
         if self._lane is None and broker.current is self._connection and now < self._look_again_at:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,12 +15,14 @@ from celery_distsched import DistributedScheduler
 from celery_distsched.broker import Outcome
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.fast_way import FastWay
+from celery_distsched.record import Record
 from tests.same_redis.sending import run
 from tests.same_redis.test_messages import ENTRIES
 from tests.same_redis.two_ways import INSTANT_US, app_of, timeless
 from tests.same_redis.watched import ORDINARY, Watch
-from tests.scheduler.cluster import HOURLY, Beat, Cluster
+from tests.scheduler.cluster import HOURLY, Beat, Cluster, now_us
 from tests.servers import RabbitServer, RedisServer
+from tests.servers.process import free_port
 
 IN_SLICES = "claimed, sent and confirmed one after the other, in slices"
 OTHER = {"nightly": HOURLY, "hourly": HOURLY}
@@ -220,6 +223,42 @@ def test_a_beat_sends_its_slices_and_confirms_them(
     assert sorted(message.entry for message in sent) == sorted(names)
     assert all(message.attempt == 1 for message in sent)
     assert beat.counts["accepted"] == len(names)
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbit"])
+def test_which_way_messages_go_is_known_before_the_first_is_due(
+    redis_server: RedisServer, rabbit: str, log: Callable[[], list[str]], broker: str
+) -> None:
+    cluster = Cluster("memory://idle", broker=rabbit if broker == "rabbit" else redis_server.url(path="/6"), ttl_s=5.0)
+    cluster.seed(*OTHER, record=Record(now_us()))
+    beat = Beat(cluster.app(OTHER))
+    try:
+        beat.tick_until(lambda: any(line.startswith(f"{IN_SLICES}, for 2 of 2 entries") for line in log()))
+    finally:
+        beat.close()
+    assert beat.counts["accepted"] == 0
+    cluster.close()
+
+
+def test_while_nothing_is_due_a_broker_that_is_away_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster("memory://away", broker=f"redis://127.0.0.1:{free_port()}/0", ttl_s=5.0)
+    cluster.seed(*OTHER, record=Record(now_us()))
+    beat = Beat(cluster.app(OTHER))
+    tried, connect = list[float](), beat.scheduler.broker.connect
+
+    def trying() -> None:
+        tried.append(time.monotonic())
+        connect()
+
+    monkeypatch.setattr(beat.scheduler.broker, "connect", trying)
+    try:
+        beat.tick_until(lambda: tried)
+        # It looks once a second.
+        beat.tick_until(lambda: time.monotonic() > tried[0] + 2.5)
+    finally:
+        beat.close()
+        cluster.close()
+    assert len(tried) == 1
 
 
 def test_switched_off_no_slice_is_made(redis_server: RedisServer, log: Callable[[], list[str]]) -> None:
