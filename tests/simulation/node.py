@@ -66,6 +66,7 @@ class OneStep:
     def __init__(self, driver: SimulatedDriver) -> None:
         self.claim_and_push = driver.claim_and_push
 
+    def look_ahead(self, now: float) -> None: ...
     def same_redis(self, now: float) -> OneStep:
         return self
 
