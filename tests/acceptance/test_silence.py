@@ -29,6 +29,7 @@ def silent(request: pytest.FixtureRequest) -> Silent:
     def waiting(cluster: Cluster, beat: Beat, wire: Wire) -> None:
         cluster.wait_until_sending(beat)
         wire.freeze()
+        # By then the beat waits for an answer.
         time.sleep(0.2)
 
     def due_soon(cluster: Cluster, beat: Beat, wire: Wire) -> None:

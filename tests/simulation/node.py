@@ -67,6 +67,7 @@ class OneStep:
         self.claim_and_push = driver.claim_and_push
 
     def look_ahead(self, now: float) -> None: ...
+
     def same_redis(self, now: float) -> OneStep:
         return self
 
