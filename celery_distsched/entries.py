@@ -66,7 +66,7 @@ def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) 
         if (value := celery_keys.get(key)) and not isinstance(value, Mapping):
             raise ConfigError(f"{key!r} is {value!r}: a dict was expected")
     _move_ours(celery_keys, ours)
-    if options := celery_keys.get("options"):
+    if (options := celery_keys.get("options")) and not _OURS.isdisjoint(options):
         # `app.add_periodic_task(…, catch_up="all")` puts what it does not know into the options.
         celery_keys["options"] = options = dict(options)
         _move_ours(options, ours)

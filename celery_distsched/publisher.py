@@ -15,9 +15,9 @@ import logging
 import marshal
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import celery.app.routes
 import celery.app.task
@@ -51,8 +51,18 @@ class Kind:
     serializer: str | None
     #: Those of body, argsrepr and kwargsrepr that come of the arguments; the template has the others.
     from_arguments: tuple[str, ...]
-    #: What they are where there are no arguments; empty until somebody asks.
-    without_arguments: dict[str, Any] = field(default_factory=dict)
+    #: What they are where there are no arguments, and of what they were made; None until somebody asks.
+    without_arguments: Way | None = None
+
+
+class Way(NamedTuple):
+    """How an entry's messages are made."""
+
+    kind: Kind
+    #: The values that are the same at each run, as they are written.
+    common: Mapping[str, Any]
+    #: The text of all that went into these, to see when somebody changes the entry in place.
+    made_of: bytes
 
 
 class Publisher:
@@ -73,18 +83,18 @@ class Publisher:
         self._task_ids = TaskIds(self._namespace)
         self._messages = messages
         self._kinds: dict[Any, Kind | str] = {}
-        #: Entry → how it goes: its kind and the values that are the same at each run; or why not this way.
-        self._ways: dict[str, tuple[PlannedEntry, Kind | None, Any]] = {}
+        #: Entry → how its messages are made, or why not here.
+        self._ways: dict[str, tuple[PlannedEntry, Way | str]] = {}
 
     def avoid(self, planned: PlannedEntry, why: str) -> None:
         """Send this entry the ordinary way from now on."""
-        self._ways[planned.name] = (planned, None, why)
+        self._ways[planned.name] = (planned, why)
         logger.debug("entry %r goes the ordinary way: %s", planned.name, why)
 
     def why_not(self, planned: PlannedEntry) -> str | None:
         """Say why an entry goes the ordinary way; None: it does not."""
-        _, kind, why = self._way(planned)
-        return why if kind is None else None
+        way = self._way(planned)
+        return way if isinstance(way, str) else None
 
     def messages(self, due: Sequence[tuple[PlannedEntry, Sequence[int]]]) -> list[list[Any] | None]:
         """Return the messages of each entry's instants; None for an entry that goes the ordinary way."""
@@ -94,12 +104,14 @@ class Publisher:
         tags = _random_ids(sum(len(instants) for _, instants in due))
         encoded = self._messages.encoded
         for planned, instants in due:
-            _, kind, common = self._way(planned)
-            if kind is None:
+            way = self._way(planned)
+            if not isinstance(way, str) and way.made_of != _text_of(planned.entry):
+                way = self._new_way(planned)
+            if isinstance(way, str):
                 made.append(None)
                 continue
-            name = planned.name
-            values = {**common, "name": encoded("name", name)}
+            name, kind = planned.name, way.kind
+            values = {**way.common, "name": encoded("name", name)}
             expires_s, fill, task_id_of = kind.expires_s, kind.template.fill, self._task_ids.of(name)
             if expires_s is not None:
                 if expires_s not in expiries:
@@ -118,32 +130,35 @@ class Publisher:
 
     # Which way
 
-    def _way(self, planned: PlannedEntry) -> tuple[PlannedEntry, Kind | None, Any]:
-        way = self._ways.get(planned.name)
-        if way is not None and way[0] is planned:
-            return way
+    def _way(self, planned: PlannedEntry) -> Way | str:
+        known, way = self._ways.get(planned.name, (None, ""))
+        return way if known is planned else self._new_way(planned)
+
+    def _new_way(self, planned: PlannedEntry) -> Way | str:
         try:
-            kind = self._kind_of(planned)
-            common = self._common(kind, planned.entry)
+            # A kind of its own has the arguments in it.
+            self._kinds.pop(planned.name, None)
+            way = self._way_by(self._kind_of(planned), planned.entry)
         except OrdinaryWay as why:
             self.avoid(planned, str(why))
         except Exception as exc:  # noqa: BLE001  (whatever is wrong with it, the ordinary way reports it)
             self.avoid(planned, repr(exc))
         else:
-            self._ways[planned.name] = (planned, kind, common)
+            self._ways[planned.name] = (planned, way)
             logger.debug("entry %r goes the fast way", planned.name)
-        return self._ways[planned.name]
+        return self._ways[planned.name][1]
 
-    def _common(self, kind: Kind, entry: ScheduleEntry) -> Mapping[str, Any]:
-        """Return the values that are the same at each of an entry's runs, as they are written."""
-        if not entry.args and not entry.kwargs and kind.without_arguments:
-            return kind.without_arguments
+    def _way_by(self, kind: Kind, entry: ScheduleEntry) -> Way:
+        made_of = _text_of(entry)
+        # Of those without arguments there may be many.
+        shared = kind.without_arguments
+        if shared is not None and shared.made_of == made_of:
+            return shared
         values = self._from_arguments(kind, entry)
-        common = {name: self._messages.encoded(name, values[name]) for name in kind.from_arguments}
+        way = Way(kind, {name: self._messages.encoded(name, values[name]) for name in kind.from_arguments}, made_of)
         if not entry.args and not entry.kwargs:
-            # Of these there may be many.
-            kind.without_arguments.update(common)
-        return common
+            kind.without_arguments = way
+        return way
 
     def _kind_of(self, planned: PlannedEntry) -> Kind:
         entry = planned.entry
@@ -157,7 +172,7 @@ class Publisher:
         if not all(type(route) is celery.app.routes.MapRoute for route in self._app.amqp.router.routes or ()):
             raise OrdinaryWay("a router is asked for each message")
         try:
-            # Equal texts for equal options, down to types and order; and no text for what may change behind our back.
+            # Equal texts for equal options, down to types and order; and none for objects of which we know nothing.
             key: Any = (entry.task, marshal.dumps(entry.options or {}, 0))
         except ValueError:
             key = planned.name
@@ -303,6 +318,15 @@ class Publisher:
     def _expiry(self, now: datetime, expires_s: float) -> datetime:
         aware: datetime = maybe_make_aware(_later(now, expires_s), tz=self._app.timezone)
         return aware
+
+
+def _text_of(entry: ScheduleEntry) -> bytes:
+    """Return a text that is another once somebody has changed, in place, what the entry says to send."""
+    given = (entry.task, entry.args, entry.kwargs, entry.options)
+    try:
+        return marshal.dumps(given, 0)
+    except ValueError:
+        return repr(given).encode()
 
 
 def _an(name: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -16,6 +17,7 @@ from zoneinfo import ZoneInfo
 import celery
 import pytest
 from celery import Celery
+from celery.beat import BeatLazyFunc
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from kombu import entity
@@ -169,6 +171,23 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "hidden arguments": {"args": ["secret"], "options": {"argsrepr": "(…)", "kwargsrepr": "{…}"}},
 }
 
+#: What somebody may do to what the user's dict holds, while the beat runs.
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "one more argument": lambda entry: entry["args"].append(2),
+    "an argument of another type": lambda entry: entry["args"][0].__setitem__(0, True),
+    "within an argument": lambda entry: entry["args"][0].append(2),
+    "a keyword argument": lambda entry: entry["kwargs"].update(more=1),
+    "within a keyword argument": lambda entry: entry["kwargs"]["deep"].update(er=2),
+    "the queue": lambda entry: entry["options"].update(queue="another"),
+    "a header": lambda entry: entry["options"]["headers"].update(a=2),
+}
+#: What an entry may have that says nothing of what is in it but by its `repr`.
+MORE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "with a UUID": {"args": [[1], UUID(int=1)]},
+    "with a callback": {"options": {"headers": {"a": 1}, "link": celery.signature("next", args=(1,))}},
+}
+
 
 @settings(
     max_examples=150,
@@ -247,6 +266,34 @@ def test_a_queue_that_is_bound_later_gets_its_messages(two_ways: NewTwoWays) -> 
             fast = ways.fast(planned)
             if fast is not None:
                 same(fast, ways.ordinary(planned))
+
+
+@pytest.mark.parametrize("more", MORE.values(), ids=MORE)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_changed_in_place_is_sent_as_it_is_now(
+    two_ways: NewTwoWays, change: Callable[[dict[str, Any]], Any], more: Mapping[str, Any]
+) -> None:
+    # Celery's beat looks at what the user's dict holds at each run.
+    entry = copy.deepcopy({"args": [[1], "a"], "kwargs": {"deep": {"er": 1}}, "options": {"headers": {"a": 1}}, **more})
+    ways = two_ways({"nightly": entry})
+    (planned,) = ways.planned().values()
+    before = ways.fast(planned)
+    change(entry)
+    fast, ordinary = ways.fast(planned), ways.ordinary(planned)
+    assert before is not None
+    assert fast is not None
+    same(fast, ordinary)
+    with pytest.raises(AssertionError):
+        same(before, ordinary)
+
+
+def test_an_argument_that_is_made_at_each_run_from_now_on_goes_the_ordinary_way(two_ways: NewTwoWays) -> None:
+    entry: dict[str, Any] = {"args": [1]}
+    ways = two_ways({"nightly": entry})
+    (planned,) = ways.planned().values()
+    assert ways.fast(planned) is not None
+    entry["args"][0] = BeatLazyFunc(lambda: 2)
+    assert ways.fast(planned) is None
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
