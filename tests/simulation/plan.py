@@ -31,6 +31,8 @@ class Plan:
     store_clock: bool
     #: Whether the store says which server it is (as Redis and SQLite do), or not (as etcd and Consul).
     store_name: bool
+    #: Most swaps that the store does in one step (etcd's limit); what is larger may be written in part.
+    most_at_once: int
     #: The wall clocks of the hosts are wrong by up to this.
     skew_s: float
     #: Whether a deploy may change what there is to run.
@@ -66,7 +68,8 @@ class Plan:
             deploys=random.random() < 0.3,
             steps=random.random() < 0.3,
             gap_s=random.choice((900.0, 3600.0, 7200.0)),
-            store_name=same_redis or random.random() < 0.5,
+            store_name=(store_name := same_redis or random.random() < 0.5),
+            most_at_once=12 if store_name else random.choice((2, 4, 12)),
         )
 
     def but(self, **changes: object) -> Plan:

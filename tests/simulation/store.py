@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_distsched import store_loss
@@ -227,21 +228,21 @@ class SimulatedDriver(Driver):
         if not swaps:
             return []
         promises, known = self.cluster.promises, self.incarnation
-        began = [self._since(swap.key, swap.new) for swap in swaps]
+        began = {swap: self._since(swap.key, swap.new) for swap in swaps}
         if fence is not None:
             promises.acts(self.node, "claims")
 
-        def step() -> list[Answer]:
+        def step(some: Sequence[Swap]) -> list[Answer]:
             self.store.check(fence, known)
             answers = []
-            for swap, since in zip(swaps, began, strict=True):
+            for swap in some:
                 found = self.store.ledger.get(swap.key)
                 if found == swap.expected:
                     self.store.write(self.store.ledger, swap.key, swap.new)
                     if swap.key == GENERATION:
                         promises.wrote_generation(self.node, swap.new)
                     elif not swap.key.startswith(RESERVED):
-                        promises.wrote(self.node, fence, swap.key, found, swap.new, since, {})
+                        promises.wrote(self.node, fence, swap.key, found, swap.new, began[swap], {})
                     found = swap.new
                     answers.append(Answer(True, found))
                 else:
@@ -249,13 +250,22 @@ class SimulatedDriver(Driver):
             return answers
 
         try:
-            answers: list[Answer] = self._call(step, write=True)
+            answers = self._in_parts(step, swaps)
         except LeaseLost:
             self._issued.clear()
             raise
         for swap in swaps:
             self._issued.pop((swap.key, swap.new), None)
         self._told((swap.key, answer.record) for swap, answer in zip(swaps, answers, strict=True))
+        return answers
+
+    def _in_parts(self, step: Callable[[Sequence[Swap]], list[Answer]], swaps: Sequence[Swap]) -> list[Answer]:
+        """Have as much done in each step as the store takes at once: a fault between two leaves the batch half done."""
+        answers, began, most = list[Answer](), self.world.now, self.cluster.plan.most_at_once
+        for at in range(0, len(swaps), most):
+            if self.world.now - began > self.timeout_s:
+                raise StoreUnavailable("the rest was not written in time")
+            answers += self._call(partial(step, swaps[at : at + most]), write=True)
         return answers
 
     def claim_and_push(self, claims: Sequence[Claim], fence: str) -> Pushing:

@@ -46,5 +46,5 @@ def test_a_ring_without_claims_keeps_its_promises_while_nothing_happens() -> Non
     ],
 )
 def test_a_claim_that_is_but_the_last_instant_loses_runs(broken: str) -> None:
-    seed, _ = first_violation(broken, "--policy", "first-draft", "--hours", "6", "--seed", "57", "--count", "100")
+    seed, _ = first_violation(broken, "--policy", "first-draft", "--hours", "6", "--count", "200")
     assert violation(seed, "--plain", "--hours", "6") is None
