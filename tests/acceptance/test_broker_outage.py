@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -23,8 +24,15 @@ TTL_S = 2.0
 AWAY_S = {"cut": 1.0, "killed": 6.0, "frozen": 4.0, "silent": 4.0}
 #: Seconds after the broker's return until every beat sends.
 BACK_S = TTL_S + 2
+OWN = "the ledger's own Redis"
 #: The broker, and the store of the beats.
-CASES = {"RabbitMQ": "sqlite", "Redis beside the ledger": "redis+zset", "the ledger's own Redis": "redis+zset"}
+CASES = {
+    "RabbitMQ": "sqlite",
+    "Redis beside the ledger": "redis+zset",
+    OWN: "redis+zset",
+    "Redis, and the ledger in etcd": "etcd",
+    "Redis, and the ledger in Consul": "consul",
+}
 
 
 class Result(NamedTuple):
@@ -42,31 +50,23 @@ class Result(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def result_of(
-    redis_server: RedisServer, rabbit_server: RabbitServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], Result]]:
-    keeps_all = ("--appendonly", "yes", "--appendfsync", "no")
-
-    def run(case: str) -> Result:
-        server = servers[case]
+def result_of(rabbit_server: RabbitServer, store_url: Callable[[str], str]) -> Iterator[Callable[[str], Result]]:
+    def run(case: str, server: Server, store: str) -> Result:
+        path = server.path if isinstance(server, RabbitServer) else "/9"
         with Wire(server.port) as wire:
-            if isinstance(server, RabbitServer):
-                queue: Queue = RabbitQueue(server.url())
-                store = f"sqlite:///{tmp_path_factory.mktemp('store')}/store.sqlite3"
-            else:
-                queue = RedisQueue(server.url(path="/9"))
-                store = redis_server.url(path="/8") if server is beside else server.url(port=wire.port, path="/9")
-            broker = server.url(port=wire.port, path=server.path if isinstance(server, RabbitServer) else "/9")
+            queue: Queue = (RabbitQueue if isinstance(server, RabbitServer) else RedisQueue)(server.url(path=path))
+            broker = server.url(port=wire.port, path=path)
             # A wire keeps what is under way where a frozen server takes it in when it is thawed: both are tried.
             outages = [cut("broker", wire), killed("broker", server), frozen("broker", server), silent("broker", wire)]
-            return hurt(case, store, queue, broker, outages)
+            return hurt(case, broker if case == OWN else store, queue, broker, outages)
 
-    beside, own = RedisServer(*keeps_all), RedisServer(*keeps_all)
-    servers: dict[str, Server] = dict(zip(CASES, (rabbit_server, beside, own), strict=True))
     with ExitStack() as stack:
-        stack.enter_context(beside)
-        stack.enter_context(own)
-        yield at_once({case: lambda case=case: run(case) for case in CASES})  # type: ignore[misc]
+        runs = {}
+        for case, scheme in CASES.items():
+            redis = RedisServer("--appendonly", "yes", "--appendfsync", "no")
+            server = rabbit_server if case == "RabbitMQ" else stack.enter_context(redis)
+            runs[case] = partial(run, case, server, store_url(scheme))
+        yield at_once(runs)
 
 
 def hurt(case: str, store: str, queue: Queue, broker: str, outages: list[Outage]) -> Result:
@@ -108,7 +108,7 @@ def test_what_comes_twice_does_so_under_one_task_id_and_where_the_broker_did_not
 
 
 def test_one_redis_doubles_nothing(result_of: Callable[[str], Result]) -> None:
-    cluster = result_of("the ledger's own Redis").cluster
+    cluster = result_of(OWN).cluster
     assert "exactly once enqueued" in cluster.story()
     assert not (doubled := cluster.sent.doubled()), f"{doubled}{cluster.story()}"
 
