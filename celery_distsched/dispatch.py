@@ -37,8 +37,10 @@ _SLICE = 100
 _LARGE_SLICE = 500
 #: Entries claimed and pushed in one go.
 _FAST_SLICE = 250
-#: Longest time between two ticks, in seconds: Celery's service sleeps without an ear for anything.
+#: About the longest time between two ticks, in seconds: Celery's service sleeps without an ear for anything.
 _LONGEST_SLEEP_S = 0.2
+#: Seconds from the beginning of a look at the members until it is done, nearly always.
+_LOOKING_S = 0.01
 #: The same while something has to come first that does not come at a known time, whatever is due.
 _UNSETTLED_SLEEP_S = 0.05
 #: The same while entries are still looked at, a few in each tick.
@@ -331,13 +333,20 @@ class Dispatch:
         if not self._pool.trusted() or self.ledger.unread or not self._settled:
             return _UNSETTLED_SLEEP_S
         surveying = self._fast_way is not None and self._fast_way.surveying
-        longest_s = _SURVEYING_SLEEP_S if surveying else _LONGEST_SLEEP_S
+        longest_s = _SURVEYING_SLEEP_S if surveying else self._idle_s()
         if not self._outbox.open:
             return longest_s
         next_s = self.next_s()
         if next_s <= 0:
             return 0.0
         return min(max(next_s, self._burst_at + _TOGETHER_S - self._clock.elapsed()), longest_s)
+
+    def _idle_s(self) -> float:
+        """Seconds until the members have been looked at: news come from there, and the machine wakes once for both."""
+        pool = self._pool
+        looks = max(1, round(_LONGEST_SLEEP_S / pool.poll_s))
+        idle_s = pool.view.polled_at + looks * pool.poll_s + _LOOKING_S - self._clock.elapsed()
+        return idle_s if idle_s > 0 else _LONGEST_SLEEP_S
 
 
 def _nothing(name: str) -> bool:

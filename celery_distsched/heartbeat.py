@@ -41,9 +41,6 @@ class Heartbeat:
         self._host = host
         self._cluster = cluster
         self._renew_s = pool.ttl_s / 5
-        #: Seconds between two looks at the members. A crash costs one TTL, counted from the last change seen, plus the
-        #: time until that change was seen.
-        self.poll_s = min(pool.ttl_s / 20, 0.25)
         self._stall_s = min(pool.ttl_s / 10, 0.5)
         self._joins = 0
         self._ordinal: int | None = None
@@ -108,8 +105,8 @@ class Heartbeat:
         except ConfigError as exc:
             self.refusal = exc
         except Exception:
-            logger.exception("the heartbeat failed; trying again in %.2g s", self.poll_s)
-        return min(self.poll_s, max(0.0, self.pool.next_death() - self._clock.elapsed()))
+            logger.exception("the heartbeat failed; trying again in %.2g s", self.pool.poll_s)
+        return min(self.pool.poll_s, max(0.0, self.pool.next_death() - self._clock.elapsed()))
 
     def _beat(self) -> None:
         me = self.pool.view.me

@@ -83,7 +83,7 @@ class Node:
             return
         self.heartbeat.leaving = True
         self.heartbeat.wake()
-        within_s = self.heartbeat.poll_s + _TAKING_ON_S
+        within_s = self.pool.poll_s + _TAKING_ON_S
         until = self._clock.elapsed() + within_s
         with asked_again(within_s + _GRACE_S):
             while self._is_heir_there() and not self.dispatch.closed:
@@ -95,7 +95,7 @@ class Node:
     def _is_heir_there(self) -> bool:
         """Whether others share the ring, by a store that answers."""
         view = self.pool.view
-        answers = self._clock.elapsed() - view.polled_at < 2 * self.heartbeat.poll_s
+        answers = self._clock.elapsed() - view.polled_at < 2 * self.pool.poll_s
         return answers and self.pool.trusted() and len(view.ring.nodes) > 1
 
     def along(self, names: Iterable[str]) -> Iterable[str]:

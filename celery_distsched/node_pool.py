@@ -126,6 +126,9 @@ class NodePool:
         self.ttl_s = ttl_s
         #: What a write that was checked just before the end of trust may still take.
         self.margin_s = min(ttl_s / 10, 0.5)
+        #: Seconds between two looks at the members. A crash costs one TTL, counted from the last change seen, plus the
+        #: time until that change was seen.
+        self.poll_s = min(ttl_s / 20, 0.25)
         self.view = View()
         self.schedule: ScheduleEpoch | None = None
         self._clock = clock

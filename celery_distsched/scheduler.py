@@ -279,6 +279,6 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         if getattr(sender, "hostname", "") is None:
             sender.hostname = f"celerybeat-{os.getpid()}@{gethostname()}"
         # Celery's beat leaves a ping unanswered when its loop stands still, but only after a minute: ours goes round
-        # five times a second, and waits for nothing longer than a TTL. Celery before 5.7 answers no ping.
+        # four times a second, and waits for nothing longer than a TTL. Celery before 5.7 answers no ping.
         if self.app.conf.get("beat_remote_control_max_tick_age", 0) is None:
             self.app.conf.beat_remote_control_max_tick_age = 2 * self.settings.node_ttl

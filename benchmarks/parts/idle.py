@@ -30,8 +30,8 @@ def run(bench: Bench) -> Section:
         [Curve("cpu", name, points) for name, points in cpu.items()]
         + [Curve("tick", name, points) for name, points in tick.items()],
         f"CPU: of one core, over {idle_s:g} s, some seconds after the start. Peers sleep until their next run, up to 5"
-        " minutes; ours looks around five times a second, and its heartbeat four times. *commands*: those of all"
-        " clients, and within Lua.",
+        " minutes; ours looks at its members four times a second, and around itself just after. *commands*: those of"
+        " all clients, and within Lua.",
     )
 
 

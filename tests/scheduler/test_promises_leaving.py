@@ -210,14 +210,17 @@ def test_what_nobody_else_could_send_is_given_up_and_counted(
 
 
 @pytest.mark.parametrize("scheme", ["sqlite", "redis+scan", "redis+zset", "etcd", "consul"])
-def test_a_beat_that_leaves_serves_its_share_until_the_others_have_it(new_cluster: NewCluster) -> None:
+def test_a_beat_that_leaves_serves_its_share_until_the_others_have_it(
+    new_cluster: NewCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster = new_cluster(ttl_s=5.0)
     every_second = {name: {"task": "nobody.runs.it", "schedule": cron("* * * * * *")} for name in NAMES}
     other = cluster.started(every_second)
     beat = cluster.beat(every_second)
     beat.tick_until(lambda: beat.ready and all(len(one.inner.pool.view.ring.nodes) == 2 for one in (beat, other)))
     # It finds out long after the next second that somebody has left.
-    other.inner.heartbeat.poll_s, polled_at = 2.0, other.inner.pool.view.polled_at
+    step, polled_at = other.inner.heartbeat.step, other.inner.pool.view.polled_at
+    monkeypatch.setattr(other.inner.heartbeat, "step", lambda: max(step(), 2.0))
     beat.tick_until(lambda: other.inner.pool.view.polled_at > polled_at)
     beat.tick_until(lambda: 0 < beat.inner.dispatch.next_s() < 0.2)
     closed_us, share = now_us(), set(beat.inner.dispatch._agenda.share)
