@@ -21,7 +21,7 @@ class Part(NamedTuple):
 PARTS = {
     "limit": Part(limit.run, 30),
     "burst": Part(burst.run, 500),
-    "stores": Part(stores.run, 200),
+    "stores": Part(stores.run, 300),
     "scale": Part(scale.run, 120),
     "steady": Part(steady.run, 150),
     "start": Part(start.run, 100),
