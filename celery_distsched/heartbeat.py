@@ -98,6 +98,7 @@ class Heartbeat:
         try:
             self._beat()
         except LeaseLost:
+            logger.warning("%s is no member any more: sending nothing until it has joined again", self.pool.view.me)
             self._lost()
             return 0.0
         except StoreUnavailable as exc:
@@ -110,6 +111,10 @@ class Heartbeat:
 
     def _beat(self) -> None:
         me = self.pool.view.me
+        if me is not None and me == self._progress.outlived and not self.leaving:
+            logger.warning("leaving the membership %s: what was written under it must not arrive any more", me)
+            self._lost()
+            me = None
         if me is None:
             # After a loss the loop must have gone round once: a stuck node would only come back to be lost again.
             if self._fit() and not self.leaving and self._progress.ticks > self._rejoin_after_tick:
@@ -250,7 +255,6 @@ class Heartbeat:
         )
 
     def _lost(self) -> None:
-        logger.warning("%s is no member any more: sending nothing until it has joined again", self.pool.view.me)
         self._rejoin_after_tick = self._progress.ticks
         self.pool.lost()
 

@@ -218,10 +218,13 @@ class Holding:
             return None
         marks = {}
         for at, mark in (record.open if record else NOTHING).items():
-            # I know best what I have yet to send: no other mark of mine can stand for anything. And what was closed
-            # when I last looked stays so: whoever has put it back knew less.
+            # I know best what I have yet to send: no other mark of mine can stand for anything, but for that of a claim
+            # whose answer I never got. And what was closed when I last looked stays so: whoever has put it back knew
+            # less.
             mine, was_closed = node_of(mark) == node_of(me), at <= known.last and at not in known.open
-            if self._to_send(at) if mine else not was_closed:
+            if mine and self.record is not None and at > self.record.last:
+                marks[at] = me
+            elif self._to_send(at) if mine else not was_closed:
                 marks[at] = mark
         dropped = {}
         for at in filter(self._to_send, self.phases):

@@ -72,6 +72,9 @@ class Ledger:
         self.unread: set[str] = set()
         #: What shows that the store has lost data: a record is older than I remember it, or has gone. Empty: nothing.
         self.suspicious = ""
+        #: A write under my membership was not answered. It may yet arrive, and as long as the store keeps its data it
+        #: does not find what it expects any more.
+        self.unheard = False
         #: Until then, on `Clock.elapsed`, what is not in the store is not taken for new.
         self.anchor_from = float("-inf")
         self.tally = Tally(at_most_once=settings.at_most_once)
@@ -106,7 +109,7 @@ class Ledger:
         """My membership is a new one; `doubtful`: others may have taken over what I held under the old one."""
         # The doubt stays until what I held has been read: I may have come back twice since.
         self._doubtful = doubtful or (self._doubtful and not self.unread.isdisjoint(self.busy))
-        self.me = me
+        self.me, self.unheard = me, False
         for name in self.busy:
             self.holdings[name].rejoined()
             # Its fence is void: it can neither be repeated nor arrive late any more.
@@ -306,6 +309,7 @@ class Ledger:
                 for name, holding in holdings.items():
                     holding.unanswered = batch[name]
                 self.busy.update(batch)
+                self.unheard = True
                 raise
             except LeaseLost:
                 # Some of these, or an earlier attempt at them, may have been written before the membership went.

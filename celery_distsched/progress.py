@@ -25,6 +25,8 @@ class Progress:
     ready: bool = False
     #: The generation of the ledger for which this node has put back what it remembers; empty before it knows one.
     generation: str = ""
+    #: The membership that is to be left for a new one; empty: none.
+    outlived: str = ""
     #: Whether the broker takes messages, as far as is known.
     able: bool = True
 

@@ -5,7 +5,8 @@ than the one that it was written on, or a record older than the one it remembers
 of it. Then each node
 
 1. puts back what it remembers: of each record the later `last`, its own marks (exactly those that it has yet to send),
-   and those that a dead node has left;
+   and those that a dead node has left; if a write of its own went unanswered, it joins anew before, so that this cannot
+   arrive later;
 2. claims nothing until every live node has done so, for half a TTL at least and for one at most: by then those in good
    health are members again, also those whom this node has never seen;
 3. leaves alone for two TTLs what is neither there nor remembered, and starts it from now after that. Absent never means
@@ -86,6 +87,8 @@ class StoreLoss:
         #: The membership under which that was.
         self._checked_as: str | None = None
         self._to_put_back: set[str] = set()
+        #: A membership under which nothing is put back.
+        self._outlived: str | None = None
         self._held_until = float("-inf")
         #: Before that, not all who remember need be members again.
         self._held_from = float("-inf")
@@ -105,6 +108,8 @@ class StoreLoss:
         # What made me join again may be that another server has taken the store's place.
         if due or self._ledger.suspicious or self._checked_as != view.me:
             self._check(view)
+        if self._outlived is not None and self._outlived == view.me:
+            return False
         for _ in range(_ROUNDS):
             if self._to_put_back:
                 self._put_back()
@@ -171,6 +176,10 @@ class StoreLoss:
             )
             self._to_put_back = {*self._entries(), *self._ledger.known()}
             age_s = 0.0
+            if self._ledger.unheard:
+                # It may find what it expects once that is put back: a claim of mine that I take for lost. After I have
+                # left this membership its fence is void.
+                self._outlived = self._progress.outlived = self._ledger.me
         else:
             self._progress.generation = generation.name
         self._held_until, self._held_from = now + hold_s - age_s, now + hold_s / 2 - age_s

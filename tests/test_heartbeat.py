@@ -197,6 +197,16 @@ def test_a_node_that_joins_anew_takes_its_old_membership_out(node: Node, monkeyp
     assert node.pool.view.ring.nodes == {"here/0"}
 
 
+def test_a_membership_that_is_outlived_is_left_for_a_new_one(node: Node) -> None:
+    node.beat(1)
+    node.progress.outlived = "me#1"
+    node.beat(1)
+    assert node.pool.view.me == "me#2"
+    assert node.store.members().keys() == {"me#2"}
+    node.beat(TTL_S)
+    assert node.pool.view.me == "me#2", "once"
+
+
 def test_a_dead_nodes_membership_is_removed_before_its_share_moves(node: Node) -> None:
     node.store.join("other#1", other())
     node.beat(TTL_S - 0.1)

@@ -169,3 +169,13 @@ def test_what_was_closed_when_i_last_looked_is_dropped_if_somebody_who_knew_less
     assert move is not None
     assert move.new == Record(20, {15: OTHER, 21: OTHER})
     assert not move.dropped, "nothing is lost: it was sent, or counted"
+
+
+def test_a_mark_of_mine_for_what_i_do_not_know_to_be_claimed_is_of_a_claim_whose_answer_i_never_got() -> None:
+    mine = Holding(Record(20))
+    stored = Record(30, {15: BEFORE, 25: BEFORE, 30: OTHER})
+    move = mine.restoring(ME, stored.text(), stored, gone=lambda mark: False)
+    assert move is not None
+    assert move.new == Record(30, {25: ME, 30: OTHER})
+    mine.learn(move.new, ME)
+    assert mine.instants(Phase.CLAIMED) == (25,), "it is to be sent"

@@ -7,8 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-from celery_distsched.drivers import StoreUrl, Swap
+from celery_distsched.drivers import Answer, StoreUrl, Swap
 from celery_distsched.drivers.memory import MemoryDriver
+from celery_distsched.errors import LeaseLost, StoreUnavailable
+from celery_distsched.holding import Move
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import Info, NodePool, View
 from celery_distsched.progress import Progress
@@ -246,3 +248,28 @@ def test_a_store_that_goes_back_to_before_a_loss_is_a_loss_to_those_too_who_miss
     run(shop, 1, [old])
     run(shop, 2 * TTL_S, [old, away])
     assert shop.record() == Record(20).text()
+
+
+def test_a_claim_that_was_not_answered_cannot_arrive_when_its_record_has_been_put_back(shop: Shop, old: Node) -> None:
+    """It would find what it expects, and its sender has been told that it was lost."""
+    swap, late = old.driver.swap, list[tuple[Sequence[Swap], str | None]]()
+
+    def unanswered(swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
+        late.append((swaps, fence))
+        raise StoreUnavailable("no answer")
+
+    old.driver.swap = unanswered  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        old.ledger.swap({NAME: Move(Record(10).text(), Record(20, {20: old.me}), fenced=True, claimed=(20,))})
+    old.driver.swap = swap  # type: ignore[method-assign]
+    old.driver._store.ledger.clear()
+    run(shop, 1, [old])
+    old.ledger.repeat()
+    run(shop, TTL_S, [old])
+    assert (old.progress.outlived, shop.record()) == (old.me, None), "nothing is put back before it has joined anew"
+    old.driver.remove(old.me)
+    old.join()
+    run(shop, 2 * TTL_S, [old])
+    assert shop.record() == Record(10).text()
+    with pytest.raises(LeaseLost):
+        swap(*late[0])

@@ -58,6 +58,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--hours", type=float, default=24.0, help="virtual hours of a calm life")
+    parser.add_argument("--gap", type=float, help="mean virtual hours between two episodes of faults, in a calm life")
     parser.add_argument("--without", choices=RULES, metavar="RULE", help="switch a rule of the protocol off")
     parser.add_argument("--delivery", choices=("at_least_once", "at_most_once"))
     parser.add_argument("--policy", choices=POLICIES, default=OURS, help="who decides what is sent by whom")
@@ -98,6 +99,7 @@ def _report(given: argparse.Namespace, seed: int) -> dict[str, Any]:
     return report(
         seed,
         hours=given.hours,
+        gap_hours=given.gap,
         rule=given.without,
         delivery=given.delivery,
         policy=given.policy,
@@ -110,6 +112,7 @@ def report(
     seed: int,
     *,
     hours: float = 24.0,
+    gap_hours: float | None = None,
     rule: str | None = None,
     delivery: str | None = None,
     policy: str = OURS,
@@ -122,6 +125,8 @@ def report(
         plan = plan.but(same_redis=False, deploys=False, delivery="at_least_once")
     if delivery:
         plan = plan.but(delivery=delivery)
+    if gap_hours:
+        plan = plan.but(gap_s=gap_hours * HOUR_S)
     broken, cluster, cpu_s = None, None, time.process_time()
     with without(rule):
         try:
@@ -147,6 +152,8 @@ def _replay(given: argparse.Namespace, seed: int) -> str:
     words = [f"--seed {seed} --count 1"]
     if given.hours != 24.0:
         words.append(f"--hours {given.hours:g}")
+    if given.gap:
+        words.append(f"--gap {given.gap:g}")
     if given.without:
         words.append(f"--without {given.without!r}")
     if given.policy != OURS:

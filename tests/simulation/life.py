@@ -10,15 +10,19 @@ from typing import Any
 from unittest.mock import patch
 
 import celery_distsched.node_pool as node_pool
+from celery_distsched.node_pool import Info
+from celery_distsched.record import Record
 from celery_distsched.ring import HashRing
 from tests.simulation.cluster import Cluster
 from tests.simulation.faults import FAULTS
+from tests.simulation.losses import parse
 from tests.simulation.node import Node
 from tests.simulation.plan import BUSY, Plan
 from tests.simulation.world import World
 
 HOUR_S = 3600.0
 _ARCS = HashRing.arcs
+_info = lru_cache(maxsize=1024)(Info.parse)
 
 
 def live(
@@ -101,8 +105,13 @@ def _watched(world: World) -> Iterator[None]:
     logger.propagate = False
     logger.addHandler(errors)
     try:
-        # A ring is a value; that all nodes are in one process here need not cost one ring each.
-        with patch.object(node_pool, "HashRing", _ring), patch.object(HashRing, "arcs", _arcs):
+        # These are values; that all nodes are in one process here need not cost one for each node.
+        with (
+            patch.object(node_pool, "HashRing", _ring),
+            patch.object(HashRing, "arcs", _arcs),
+            patch.object(Info, "parse", _info),
+            patch.object(Record, "parse", parse),
+        ):
             yield
     finally:
         logger.removeHandler(errors)
@@ -119,6 +128,6 @@ def _ring_of(nodes: frozenset[str]) -> HashRing:
     return HashRing(nodes)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2048)
 def _arcs(ring: HashRing, node: str) -> frozenset[tuple[int, int]]:
     return frozenset(_ARCS(ring, node))

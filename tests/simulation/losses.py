@@ -46,6 +46,8 @@ class Losses:
         self.felt: list[Loss] = []
         #: Entry → the latest `last` that the store has ever held, and since when, on `World.now`.
         self.upto: dict[str, tuple[int, float]] = {}
+        #: Entry → each such `last` since everybody was at rest, with when it came about.
+        self._steps: dict[str, list[tuple[int, float]]] = {}
         #: Entry → node → what it was told, and when by the calendar.
         self._told: dict[str, dict[Any, tuple[Record, float]]] = {}
 
@@ -62,6 +64,7 @@ class Losses:
     def wrote(self, name: str, last: int) -> None:
         if last > self.upto.get(name, (-1, 0.0))[0]:
             self.upto[name] = (last, self.world.now)
+            self._steps.setdefault(name, []).append(self.upto[name])
 
     # What happens
 
@@ -125,6 +128,7 @@ class Losses:
                 self.upto[name] = (parse(ledger[name]).last, self.world.now)
             else:
                 del self.upto[name]
+        self._steps = {name: [step] for name, step in self.upto.items()}
         self.felt = []
         return lost
 
@@ -139,6 +143,10 @@ class Losses:
     def since(self, at: float) -> bool:
         """Whether the store has lost data since then."""
         return any(loss.at >= at for loss in self.felt)
+
+    def since_when(self, name: str, instant: int) -> float:
+        """When an entry's record first came to an instant, on `World.now`."""
+        return next(at for last, at in self._steps[name] if last >= instant)
 
     def excuse(self, node: Any, name: str, instant: int, since: float) -> bool:
         """Whether a node may take an instant for open that was settled once, and was so since then."""

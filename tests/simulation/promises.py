@@ -292,8 +292,8 @@ class Promises:
 
     def _forgotten(self, node: Any, name: str, at: int) -> bool:
         """Whether nobody has to know any more that an instant was settled."""
-        upto, since = self.losses.upto.get(name, (-1, 0.0))
-        return at <= upto and self.losses.excuse(node, name, at, since)
+        upto, _ = self.losses.upto.get(name, (-1, 0.0))
+        return at <= upto and self.losses.excuse(node, name, at, self.losses.since_when(name, at))
 
     def _settle_lost(self) -> None:
         """Everybody is at rest: what the store does not hold open is not going to be sent any more."""

@@ -211,6 +211,14 @@ def _() -> Any:
     return patch.object(Holding, "hand_back", keep)
 
 
+# After a loss
+
+
+@_rule("a write that may arrive late is made void before anything is put back")
+def _() -> Any:
+    return patch.object(Ledger, "unheard", property(lambda self: False, lambda self, value: None), create=True)
+
+
 # Time, and what is due
 
 

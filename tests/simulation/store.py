@@ -50,7 +50,8 @@ class Store:
         self.name = "server1" if has_name else ""
         #: (when, in what, key, what was there before) of each write, the last ones: to go back by.
         self._before: deque[tuple[float, dict[str, Any], str, Any]] = deque(maxlen=_UNDONE)
-        #: When each membership last showed life, on `World.now`; kept after it has gone.
+        #: When each membership last showed life, on `World.now`; kept after it has gone. A store that goes back forgets
+        #: renewals too: the others cannot know of what they have not seen, and its node goes by them all the same.
         self.renewed_at: dict[str, float] = {}
         self.down_until = 0.0
         #: Until then each call is lost with this likelihood.
@@ -69,14 +70,14 @@ class Store:
 
     def join(self, membership: str, info: str) -> int | None:
         self.write(self.nodes, membership, Member("1", info))
-        self.renewed_at[membership] = self.world.now
+        self.write(self.renewed_at, membership, self.world.now)
         return self.clock_us()
 
     def renew(self, membership: str, info: str, name: str) -> int | None:
         if membership not in self.nodes or name != self.name:
             raise LeaseLost(membership)
         self.write(self.nodes, membership, Member(str(int(self.nodes[membership].pulse) + 1), info))
-        self.renewed_at[membership] = self.world.now
+        self.write(self.renewed_at, membership, self.world.now)
         return self.clock_us()
 
     def check(self, fence: str | None, name: str) -> None:
