@@ -46,8 +46,7 @@ def main() -> int:
                 accounts.append(Account(done))
                 _show(accounts[-1])
                 if given.logs is not None:
-                    told = "\n".join(accounts[-1].unexcused_in_full())
-                    (given.logs / f"{done.lane}.twice").write_text(told)
+                    accounts[-1].tell(given.logs)
     print(table(accounts))
     wrong = [what for account in accounts for what in account.wrong()]
     print(f"\nseed {seed}: {'; '.join(wrong) or 'nothing lost, nothing twice without an excuse'}")

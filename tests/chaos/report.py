@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from tests.acceptance.occurrences import Hurt, Occurrence
 from tests.acceptance.rhythms import SECOND_US
@@ -41,21 +42,23 @@ class Account:
             named.append(f"taken by the broker and not kept: {len(self.run.vanished)}")
         return [f"{self.run.lane}: {one}" for one in [*named, *self.run.faults]]
 
-    def unexcused_in_full(self) -> list[str]:
-        """Return what is known of each run that came twice without an excuse, with the faults before it."""
-        told = []
-        for occurrence in sorted(self.unexcused):
-            for message in self._sent.messages[occurrence]:
-                near = [
-                    f"{hurt.kind} from {hurt.at - message.seen_at:+.2f} s to {hurt.until - message.seen_at:+.2f} s"
-                    for hurt in self.run.cluster.hurts
-                    if hurt.pid in (0, message.pid) and -12 < hurt.at - message.seen_at < 12
-                ]
-                arrived = (
-                    f"attempt {message.attempt} by {message.pid} seen {message.seen_at % 3600:.3f} s after the hour"
-                )
-                told.append(f"{occurrence}: {arrived}; {', '.join(near)}")
-        return told
+    def tell(self, logs: Path) -> None:
+        """Write down all that is known of the runs that came twice without an excuse, and of those that came latest."""
+        arrived = {one: self._sent.messages[one][0].seen_at - one[1] / SECOND_US for one in self.expected - self.lost}
+        latest = sorted(arrived, key=lambda one: -arrived[one])[:10]
+        for name, which in (("twice", sorted(self.unexcused)), ("late", latest)):
+            told = [line for occurrence in which for line in self._in_full(occurrence)]
+            (logs / f"{self.run.lane}.{name}").write_text("\n".join(told))
+
+    def _in_full(self, occurrence: Occurrence) -> Iterator[str]:
+        for message in self._sent.messages[occurrence]:
+            near = [
+                f"{hurt.kind} from {hurt.at - message.seen_at:+.2f} s to {hurt.until - message.seen_at:+.2f} s"
+                for hurt in self.run.cluster.hurts
+                if hurt.pid in (0, message.pid) and -12 < hurt.at - message.seen_at < 12
+            ]
+            seen = f"seen {message.seen_at % 3600:.3f} s after the hour"
+            yield f"{occurrence}: attempt {message.attempt} by {message.pid} {seen}; {', '.join(near)}"
 
     def rows(self) -> list[list[str]]:
         """Return a row of sums for all, for the time without a fault, and for each kind of fault."""

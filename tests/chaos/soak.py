@@ -145,6 +145,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=_FULL)
     parser.add_argument("--lane", action="append", choices=list(LANES), help="only this one; may be repeated")
     parser.add_argument("--report", type=Path, help=f"where to write the table, of a run of {_WORTH:g} minutes or more")
+    parser.add_argument("--logs", type=Path, help="a folder for what is known of runs that came twice, or latest")
     given = parser.parse_args()
     names = given.lane or list(STORES)
     with ThreadPoolExecutor(len(names)) as lanes:
@@ -152,6 +153,8 @@ def main() -> int:
     # One that came to nothing costs the others nothing.
     failed = [f"{name}: {error}" for name, run in runs.items() if (error := run.exception()) is not None]
     soaks = [run.result() for run in runs.values() if run.exception() is None]
+    for one in soaks if given.logs is not None else ():
+        one.account.tell(given.logs)
     table = _table(soaks)
     print(table)
     wrong = failed + [what for one in soaks for what in one.wrong()]
