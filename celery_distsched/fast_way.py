@@ -52,6 +52,9 @@ class FastWay:
         self._why_no_lane: str | None = "not looked at yet"
         self._look_again_at = float("-inf")
         self._looked = False
+        self._may_be_store = hasattr(scheduler.driver, "claim_and_push")
+        #: Why a broker that may be the store has no connection: what is claimed now could not go with its claim.
+        self.out_of_reach: str | None = None
         self._entries: Mapping[str, PlannedEntry] = {}
         #: What was said last of all of them.
         self._said: tuple[Any, str | None] | None = None
@@ -78,26 +81,29 @@ class FastWay:
 
     def look_ahead(self, now: float) -> None:
         """Find out which way messages go, before anything is due; connect to the broker for it, once."""
-        self._look(now, connect=True)
+        self._look(now, connect=not self._looked)
 
     def same_redis(self, now: float) -> SameRedis | None:
         """Return what claims and pushes in one call, if that can be done now."""
-        lane = self._look(now)
+        lane = self._look(now, connect=self._may_be_store)
         return lane if isinstance(lane, SameRedis) else None
 
     def slices(self, now: float) -> RedisSlices | AmqpSlices | None:
         """Return what sends in slices what has been claimed, if that can be done now."""
-        lane = self._look(now)
+        lane = self._look(now, connect=self._may_be_store)
         return None if isinstance(lane, SameRedis) else lane
 
-    def _look(self, now: float, *, connect: bool = False) -> SameRedis | RedisSlices | AmqpSlices | None:
-        why_not = self._hook() or self._look_at_broker(now, connect)
+    def _look(self, now: float, *, connect: bool) -> SameRedis | RedisSlices | AmqpSlices | None:
+        hook = self._hook()
+        why_not = hook or self._look_at_broker(now, connect)
+        may_be_apart = not self._may_be_store or hook is not None or self._scheduler.broker.current is not None
+        self.out_of_reach = None if may_be_apart else why_not
         lane = self._lane if why_not is None else None
         if (lane, why_not) != self._said:
             self._said = (lane, why_not)
             self._unseen, self._ordinary = list(self._entries.values())[::-1] if lane is not None else [], {}
             self._survey = self._say(lane.what, lane.why) if lane is not None else None
-            if lane is None and why_not != _NOT_CONNECTED:
+            if lane is None and why_not != _NOT_CONNECTED and self.out_of_reach is None:
                 count = len(self._entries)
                 logger.info("%s, for all of %d entries, since %s", _ONE_BY_ONE, count, why_not)
         if self._survey is not None and now >= self._survey_at:
@@ -120,10 +126,9 @@ class FastWay:
         if self._lane is not None and broker.current is self._connection:
             return self._lane.messages.hooks()
         # A connection is made by whoever sends or probes: two bounded attempts in one tick would take twice the time.
-        # But once, to begin with, while nothing is due; or to a broker that may be the store, so that not even the
-        # first run goes another way.
-        connect = connect or hasattr(self._scheduler.driver, "claim_and_push")
-        if broker.current is None and (self._looked or not connect):
+        # But once, to begin with, while nothing is due; and to a broker that may be the store before anything is
+        # claimed, so that no run goes another way than with its claim.
+        if broker.current is None and not connect:
             self._lane = None
             return _NOT_CONNECTED
         if self._lane is None and broker.current is self._connection and now < self._look_again_at:

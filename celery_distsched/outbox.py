@@ -205,6 +205,10 @@ class Outbox:
                 name,
                 iso(instant),
             )
+        self.close(now)
+
+    def close(self, now: float) -> None:
+        """The broker takes no messages, as far as is known: nothing new is claimed until it can be reached again."""
         self._down_since = now
         # A short outage is over before the membership runs out; a long one must not cost the share more than a TTL.
         self._progress.able = False

@@ -200,3 +200,25 @@ def test_large_messages_go_in_as_many_calls_as_they_need(cluster: Cluster, clien
         client.delete(cluster.queue)
     # 40 MB.
     assert client.info("commandstats")["cmdstat_evalsha"]["calls"] >= 20
+
+
+def test_no_run_goes_another_way_when_the_broker_was_away_while_it_was_looked_for(
+    url: str,
+    redis_server: RedisServer,
+    watch: Watch,
+    said: Callable[[], list[str]],
+    log: Callable[[], list[str]],
+    wire_to: Callable[[Server], Wire],
+) -> None:
+    """It is the store's server, by another way that is cut when the beat first looks, and is there again later."""
+    wire = wire_to(redis_server)
+    wire.cut()
+    cluster = Cluster(url, broker=redis_server.url(port=wire.port, path="/7"), ttl_s=1.0)
+    beat = cluster.started({"often": {"task": "nobody.runs.it", "schedule": 0.2}})
+    until(lambda: any("the broker cannot be reached" in line for line in log()))
+    wire.mend()
+    until(lambda: len(cluster.sent()) >= 3)
+    beat.close()
+    cluster.close()
+    assert set(watch.ways()["often"]) == {FAST}
+    assert [line.startswith(IN_FORCE) for line in said()] == [True]

@@ -62,6 +62,7 @@ class OneStep:
     """The fast way where the queue is in the store: claim and push in one step."""
 
     surveying = False
+    out_of_reach = None
 
     def __init__(self, driver: SimulatedDriver) -> None:
         self.claim_and_push = driver.claim_and_push
