@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,18 +48,17 @@ class Lane:
     def connections(self) -> list[int]:
         """Return how many connections each server has."""
         return [
-            sum(
-                one.status == psutil.CONN_ESTABLISHED and one.laddr.port == server.port
-                for process in _family(server)
-                for one in process.net_connections("tcp")
-            )
+            sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == server.port for one in _connections(server))
             for server in self.servers
         ]
 
 
-def _family(server: Server) -> list[Any]:
+def _connections(server: Server) -> Iterator[Any]:
     process = psutil.Process(server.pid)
-    return [process, *process.children(recursive=True)]
+    for one in (process, *process.children(recursive=True)):
+        # A child that has ended meanwhile, such as one that rewrites a Redis's file, has none.
+        with suppress(psutil.NoSuchProcess):
+            yield from one.net_connections("tcp")
 
 
 @dataclass
