@@ -253,7 +253,7 @@ class Dispatch:
                 while outbox.open and self._may_go_on() and self._clock.elapsed() < until:
                     same_redis, most = self._way()
                     if self._fast_way is not None and (why := self._fast_way.out_of_reach):
-                        logger.error("the broker cannot be reached, and what is due is sent when it can: %s", why)
+                        logger.error("nothing new is claimed for now, since %s", why)
                         outbox.close(self._clock.elapsed())
                         return
                     names = self._agenda.timetable.pop_due(self._agenda.now_us(), most)

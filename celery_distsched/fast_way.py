@@ -96,8 +96,8 @@ class FastWay:
     def _look(self, now: float, *, connect: bool) -> SameRedis | RedisSlices | AmqpSlices | None:
         hook = self._hook()
         why_not = hook or self._look_at_broker(now, connect)
-        may_be_apart = not self._may_be_store or hook is not None or self._scheduler.broker.current is not None
-        self.out_of_reach = None if may_be_apart else why_not
+        unknown = self._may_be_store and hook is None and self._scheduler.broker.current is None
+        self.out_of_reach = why_not if unknown else None
         lane = self._lane if why_not is None else None
         if (lane, why_not) != self._said:
             self._said = (lane, why_not)
@@ -139,7 +139,8 @@ class FastWay:
             self._why_no_lane = self._new_lane(self._connection)
         except Exception as exc:  # noqa: BLE001  (whatever is wrong with the broker, the ordinary way reports it)
             self._lane, self._connection = None, None
-            self._why_no_lane = f"the broker cannot be asked: {broker.says(exc)}"
+            what = "reached" if broker.current is None else "asked"
+            self._why_no_lane = f"the broker cannot be {what}: {broker.says(exc)}"
         self._look_again_at = now + _LOOK_AGAIN_S
         return self._why_no_lane
 

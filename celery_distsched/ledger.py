@@ -72,8 +72,8 @@ class Ledger:
         self.unread: set[str] = set()
         #: What shows that the store has lost data: a record is older than I remember it, or has gone. Empty: nothing.
         self.suspicious = ""
-        #: A write under my membership was not answered. It may yet arrive, and as long as the store keeps its data it
-        #: does not find what it expects any more.
+        #: A write with my membership for its fence was not answered. It may yet arrive; as long as the store keeps its
+        #: data, it does not find what it expects any more.
         self.unheard = False
         #: Until then, on `Clock.elapsed`, what is not in the store is not taken for new.
         self.anchor_from = float("-inf")
@@ -309,7 +309,7 @@ class Ledger:
                 for name, holding in holdings.items():
                     holding.unanswered = batch[name]
                 self.busy.update(batch)
-                self.unheard = True
+                self.unheard |= fence is not None
                 raise
             except LeaseLost:
                 # Some of these, or an earlier attempt at them, may have been written before the membership went.

@@ -148,6 +148,8 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, help="a folder for what is known of runs that came twice, or latest")
     given = parser.parse_args()
     names = given.lane or list(STORES)
+    if given.logs is not None:
+        given.logs.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(len(names)) as lanes:
         runs = {name: lanes.submit(_soak, name, given.minutes * 60) for name in names}
     # One that came to nothing costs the others nothing.
