@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.acceptance.occurrences import Occurrence
 from tests.acceptance.queue import Queue
 from tests.servers import Server
 from tests.servers.fake_clock import FakeClock
@@ -45,7 +46,8 @@ class Beat(Server):
 
     def environment(self) -> dict[str, str]:
         """Return what the project reads; the working directory is a folder of the beat's own."""
-        return {**self._environment, "PYTHONPATH": str(_ROOT), "ACCEPTANCE_HANG": str(self._hung)}
+        files = {"ACCEPTANCE_HANG": str(self._hung), "ACCEPTANCE_CONFIRMED": str(self._confirmed)}
+        return {**self._environment, "PYTHONPATH": str(_ROOT), **files}
 
     def launch(self) -> None:
         """Start it; what is a beat and nothing else is known by its process id from the beginning."""
@@ -67,9 +69,19 @@ class Beat(Server):
         """Let the loop go on."""
         self._hung.unlink()
 
+    def confirmed(self) -> frozenset[Occurrence]:
+        """Return of which runs the store has told it that they are confirmed."""
+        # Killed at its start, it has not come to making the file.
+        text = self._confirmed.read_text() if self._confirmed.exists() else ""
+        return frozenset(Occurrence(name, int(at)) for at, name in (line.split(" ", 1) for line in text.splitlines()))
+
     @property
     def _hung(self) -> Path:
         return self.folder / "hung"
+
+    @property
+    def _confirmed(self) -> Path:
+        return self.folder / "confirmed"
 
     def terminate(self, within_s: float) -> None:
         """Send SIGTERM to this one process, as a supervisor does; raises `subprocess.TimeoutExpired` if it goes on."""

@@ -118,7 +118,7 @@ class Cluster:
         """``kill -9``."""
         hurt = self._note("kill -9", beat)
         beat.kill()
-        return hurt
+        return self._replaced(hurt, hurt._replace(confirmed=beat.confirmed()))
 
     def freeze(self, beat: Beat, seconds: float) -> Hurt:
         """SIGSTOP, and SIGCONT after that time; return when the beat is at work again."""
@@ -264,9 +264,11 @@ class Cluster:
         return self.hurts[-1]
 
     def _over(self, hurt: Hurt, mended_from: float = float("inf")) -> Hurt:
-        over = hurt._replace(until=time.time(), mended_from=mended_from)
-        self.hurts[self.hurts.index(hurt)] = over
-        return over
+        return self._replaced(hurt, hurt._replace(until=time.time(), mended_from=mended_from))
+
+    def _replaced(self, hurt: Hurt, by: Hurt) -> Hurt:
+        self.hurts[self.hurts.index(hurt)] = by
+        return by
 
 
 def _stretch() -> float:

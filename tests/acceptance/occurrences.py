@@ -14,6 +14,8 @@ from tests.acceptance.rhythms import SECOND_US, Rhythm
 #: Seconds between a message's arrival and the confirm of its run, at most: the work that the package allows for, 0.1 s,
 #: and one slow answer of a store.
 _UNCONFIRMED_S = 0.5
+#: The same of one whose confirms are known: longer than it may take on any machine, and shorter than never.
+_NEVER_CONFIRMED_S = 5.0
 
 
 class Occurrence(NamedTuple):
@@ -43,6 +45,8 @@ class Hurt(NamedTuple):
     cut_off_at: float = float("inf")
     #: How many times as long as on an idle machine it takes to confirm.
     stretch: float = 1.0
+    #: What the store had told the beat to be confirmed; None: not known.
+    confirmed: frozenset[Occurrence] | None = None
 
     def kept_from_confirming(self, message: Message) -> bool:
         """Say whether this befell the sender between the broker's acceptance of a message and its confirm.
@@ -54,7 +58,11 @@ class Hurt(NamedTuple):
             return self.at - unconfirmed_s <= message.seen_at <= self.until + unconfirmed_s
         if message.pid != self.pid or (self.kind == "SIGTERM" and self.cut_off_at > self.at):
             return False
-        return min(self.at, self.cut_off_at) - unconfirmed_s <= message.seen_at <= self.at + unconfirmed_s
+        since = min(self.at, self.cut_off_at)
+        if self.confirmed is not None:
+            open_ = Occurrence(message.entry, message.instant_us) not in self.confirmed
+            return open_ and since - _NEVER_CONFIRMED_S <= message.seen_at <= self.at + unconfirmed_s
+        return since - unconfirmed_s <= message.seen_at <= self.at + unconfirmed_s
 
     def came_between_check_and_write(self, message: Message) -> bool:
         """Say whether the sender may have been stopped between its last check and the write, which then came late."""

@@ -82,6 +82,11 @@ def test_a_second_message_needs_a_sender_that_could_not_confirm_the_first() -> N
     assert doubled(first, second, Hurt("SIGTERM", PID, BEGAN + 0.02, BEGAN + 0.3)), "it was free to confirm"
     assert doubled(first, second, Hurt("kill -9", 12, BEGAN + 0.02)), "somebody else was killed"
     assert doubled(first, second, Hurt("kill -9", PID, BEGAN + 1)), "it had had the time to confirm"
+    known = Hurt("kill -9", PID, BEGAN + 1, confirmed=frozenset())
+    assert not doubled(first, second, known), "the broker's answer, or the store's, took its time"
+    confirmed = frozenset({Occurrence(first.entry, first.instant_us)})
+    assert doubled(first, second, known._replace(at=BEGAN + 0.02, confirmed=confirmed)), "it had confirmed"
+    assert doubled(first, second, known._replace(at=BEGAN + 9)), "it would never have confirmed"
     cut_off = Hurt("SIGTERM", PID, BEGAN + 1, BEGAN + 1.2, cut_off_at=BEGAN + 0.02)
     assert not doubled(first, second, cut_off), "it ended while the store was away"
     assert doubled(first, second, cut_off._replace(cut_off_at=BEGAN + 0.9)), "it had had the time to confirm"

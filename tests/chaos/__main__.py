@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--seed", default="", help="replays a plan; without one, another each time")
     parser.add_argument("--lane", action="append", choices=list(LANES), help="only this one; may be repeated")
     parser.add_argument("--report", type=Path, help=f"where to write the tables, of a run of {_FULL:g} minutes or more")
-    parser.add_argument("--logs", type=Path, help="a folder for what the beats say")
+    parser.add_argument("--logs", type=Path, help="a folder for what the beats say, and what is known of runs")
     given = parser.parse_args()
     seed = given.seed or secrets.token_hex(4)
     names = given.lane or list(LANES)
@@ -42,7 +42,7 @@ def main() -> int:
     accounts: list[Account] = []
     for group in groups:
         with ThreadPoolExecutor(len(group)) as lanes:
-            for done in lanes.map(lambda name: _run(name, seed, seconds, given.logs), group):
+            for done in lanes.map(lambda name: _run(name, seed, seconds), group):
                 accounts.append(Account(done))
                 _show(accounts[-1])
                 if given.logs is not None:
@@ -55,7 +55,7 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def _run(name: str, seed: str, seconds: float, logs: Path | None) -> Run:
+def _run(name: str, seed: str, seconds: float) -> Run:
     with lane(name) as place:
         planned = plan(
             f"{seed} {name}",
@@ -65,7 +65,7 @@ def _run(name: str, seed: str, seconds: float, logs: Path | None) -> Run:
             clocks=place.clocks,
             hangs=place.hangs,
         )
-        return run(place, planned, logs)
+        return run(place, planned)
 
 
 def _show(account: Account) -> None:

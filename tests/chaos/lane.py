@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
@@ -74,7 +73,7 @@ class Run:
     faults: list[str] = field(default_factory=list)
 
 
-def run(lane: Lane, plan: Plan, logs: Path | None = None) -> Run:
+def run(lane: Lane, plan: Plan) -> Run:
     """Do what is planned; return when all has been sent that should have been, or for long enough has not."""
     faults: list[str] = []
     settings = {"distsched_catch_up": "all"}
@@ -102,8 +101,6 @@ def run(lane: Lane, plan: Plan, logs: Path | None = None) -> Run:
                 hurt.pid == beat.beat_pid and hurt.kind in ("kill -9", "SIGTERM") for hurt in cluster.hurts
             ):
                 faults.append(f"{beat.name} ended by itself with {beat.exit_code}")
-        if logs is not None:
-            (logs / f"{lane.name}.log").write_text(cluster.story())
     return Run(lane.name, began, ended, cluster, lane.queue.vanished(), faults)
 
 

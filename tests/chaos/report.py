@@ -43,7 +43,8 @@ class Account:
         return [f"{self.run.lane}: {one}" for one in [*named, *self.run.faults]]
 
     def tell(self, logs: Path) -> None:
-        """Write down all that is known of the runs that came twice without an excuse, and of those that came latest."""
+        """Write down what the beats said, and what is known of runs that came twice without an excuse, or latest."""
+        (logs / f"{self.run.lane}.log").write_text(self.run.cluster.story())
         arrived = {one: self._sent.messages[one][0].seen_at - one[1] / SECOND_US for one in self.expected - self.lost}
         latest = sorted(arrived, key=lambda one: -arrived[one])[:10]
         for name, which in (("twice", sorted(self.unexcused)), ("late", latest)):
@@ -58,7 +59,9 @@ class Account:
                 if hurt.pid in (0, message.pid) and -12 < hurt.at - message.seen_at < 12
             ]
             seen = f"seen {message.seen_at % 3600:.3f} s after the hour"
-            yield f"{occurrence}: attempt {message.attempt} by {message.pid} {seen}; {', '.join(near)}"
+            sender = next(beat for beat in self.run.cluster.beats if beat.beat_pid == message.pid)
+            confirmed = "confirmed" if occurrence in sender.confirmed() else "not confirmed"
+            yield f"{occurrence}: attempt {message.attempt} by {message.pid}, {confirmed}, {seen}; {', '.join(near)}"
 
     def rows(self) -> list[list[str]]:
         """Return a row of sums for all, for the time without a fault, and for each kind of fault."""

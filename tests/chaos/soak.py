@@ -145,7 +145,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=_FULL)
     parser.add_argument("--lane", action="append", choices=list(LANES), help="only this one; may be repeated")
     parser.add_argument("--report", type=Path, help=f"where to write the table, of a run of {_WORTH:g} minutes or more")
-    parser.add_argument("--logs", type=Path, help="a folder for what is known of runs that came twice, or latest")
+    parser.add_argument("--logs", type=Path, help="a folder for what the beats say, and what is known of runs")
     given = parser.parse_args()
     names = given.lane or list(STORES)
     if given.logs is not None:
