@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from benchmarks.beats import Beat
 from benchmarks.contenders import Contender, Site
+from benchmarks.core_share import limited
 from benchmarks.queues import Queue, RedisQueue, watch
 from benchmarks.workload import Workload
 
@@ -45,6 +46,7 @@ def burst(
     store: Callable[[Path], str] | None = None,
     kind: str = "interval",
     beats: int = 1,
+    core_share: float = 1.0,
     bound_s: float,
 ) -> Burst:
     """Measure how long so many entries, all due at one moment, take to be in the queue.
@@ -56,17 +58,20 @@ def burst(
         store: Makes the URL of the store, given an empty folder; None: the broker's Redis.
         kind: See `Workload`.
         beats: How many to start.
+        core_share: What part of a core each of them gets at most, from its start on; 1: it is left alone.
         bound_s: Seconds after the instant at which the run is given up.
     """
     queue.empty()
     with tempfile.TemporaryDirectory(prefix="burst-") as folder, ExitStack() as ends:
         site = Site(queue.url, store(Path(folder)) if store else queue.url, Path(folder))
         # Seeding is quick for all; what follows it may not be, and the moment must not come before that is over.
-        seeding_s, loading_s = 1 + size / 40_000, contender.setup_s(size) + 1.5 * (beats - 1)
+        seeding_s, loading_s = 1 + size / 40_000, (contender.setup_s(size) + 1.5 * (beats - 1)) / core_share
         due_s = _moment(kind, seeding_s + loading_s)
         workload = Workload(kind, size, due_s)
         contender.seed(site, workload)
         running = [ends.enter_context(Beat(contender, site, workload)) for _ in range(beats)]
+        if core_share < 1:
+            ends.enter_context(limited([beat.pid for beat in running if beat.pid is not None], core_share))
         ready_at = max(due_s, time.time() + loading_s)
         if due_s > time.time():
             time.sleep(ready_at - 0.2 - time.time())

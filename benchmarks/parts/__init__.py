@@ -22,7 +22,7 @@ PARTS = {
     "limit": Part(limit.run, 30),
     "burst": Part(burst.run, 500),
     "stores": Part(stores.run, 300),
-    "scale": Part(scale.run, 120),
+    "scale": Part(scale.run, 300),
     "steady": Part(steady.run, 150),
     "start": Part(start.run, 100),
     "idle": Part(idle.run, 250),

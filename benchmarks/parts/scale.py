@@ -4,21 +4,38 @@ from __future__ import annotations
 
 from benchmarks.bench import Bench
 from benchmarks.contenders import OURS
+from benchmarks.core_share import permitted
 from benchmarks.parts.burst import cpu_ms, when_last
 from benchmarks.report import Section, Table, middle, number, ratio, spread
 from benchmarks.runs import Burst, burst
 
+_HEADS = (
+    "beats", "runs", "messages/s", "of one beat's", "last after, s", "beats' CPU, ms per 1,000 messages",
+    "Redis busy, %",
+)  # fmt: skip
+
 
 def run(bench: Bench) -> Section:
-    """Measure one beat and two in turn."""
+    """Measure one beat and two in turn, where they share the cores with Redis and where it has one to itself."""
     size = max(bench.sizes((50_000,), (10_000,)))
+    before = f"{size:,} entries due in one second; broker and ledger in one Redis, and all on the machine's cores."
+    tables = [Table(_HEADS, _rows(bench, size, core_share=1.0), before)]
+    if permitted():
+        before = "Each beat gets half a core at most: what two do where the servers have cores of their own."
+        tables.append(Table(_HEADS, _rows(bench, size, core_share=0.5), before))
+    else:
+        bench.say("scale: not with half a core for each beat, which only root may give them, by control groups")
+    return Section("Two beats", tables)
+
+
+def _rows(bench: Bench, size: int, *, core_share: float) -> list[tuple[str, ...]]:
     found: dict[int, list[Burst]] = {1: [], 2: []}
     for turn in bench.rounds():
         for beats, bursts in found.items():
-            bench.say(f"scale: {beats} beats, round {turn + 1}")
-            bursts.append(burst(OURS, bench.redis, size, beats=beats, bound_s=60))
+            bench.say(f"scale: {beats} beats, {core_share:g} of a core each, round {turn + 1}")
+            bursts.append(burst(OURS, bench.redis, size, beats=beats, core_share=core_share, bound_s=60))
     one = [run.rate for run in found[1]]
-    rows = [
+    return [
         (
             str(beats),
             str(len(bursts)),
@@ -30,9 +47,3 @@ def run(bench: Bench) -> Section:
         )
         for beats, bursts in found.items()
     ]
-    heads = (
-        "beats", "runs", "messages/s", "of one beat's", "last after, s", "beats' CPU, ms per 1,000 messages",
-        "Redis busy, %",
-    )  # fmt: skip
-    before = f"{size:,} entries due in one second; broker and ledger in one Redis, and all on the machine's cores."
-    return Section("Two beats", [Table(heads, rows, before)])
