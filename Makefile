@@ -15,9 +15,9 @@ export PYTHON
 export PATH := $(PATH):$(CURDIR)/.servers/bin
 
 # The workers must find the same tests in the same order, and pytest-celery takes some of its own out of sets.
-test figures $(CELERIES:%=matrix-%): export PYTHONHASHSEED := 0
+test long figures $(CELERIES:%=matrix-%): export PYTHONHASHSEED := 0
 
-.PHONY: help demo simulate test figures chaos soak lint types matrix bench servers clean $(CELERIES:%=matrix-%)
+.PHONY: help demo simulate test long figures chaos soak lint types matrix bench servers clean $(CELERIES:%=matrix-%)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -29,10 +29,14 @@ demo: .venv/.all ## several beats share one schedule, and one is killed; STORE=s
 test: .venv/.dev servers ## run the tests against real servers; ARGS="-k words" to choose
 	@exec .venv/bin/pytest $(SIDE_BY_SIDE) $(ARGS)
 
+long: .venv/.dev servers ## run the tests that take minutes each: a thousand kills, and brokers that die under bursts
+	@exec .venv/bin/pytest -m long $(ARGS)
+
 figures: .venv/.dev servers ## measure what is promised on every store, for docs/guarantees.md; ARGS=--last-failed to try again and go on
 	@mkdir -p .cache
 	@$(if $(ARGS),,rm -f $(FIGURES))
-	@FIGURES=$(FIGURES) .venv/bin/pytest $(SIDE_BY_SIDE) tests/acceptance tests/scheduler/test_promises*.py $(ARGS)
+	@FIGURES=$(FIGURES) .venv/bin/pytest $(SIDE_BY_SIDE) -m "long or not long" tests/acceptance \
+		tests/scheduler/test_promises*.py tests/same_redis/test_kills.py $(ARGS)
 	@exec .venv/bin/python -m tests.figures $(FIGURES)
 
 chaos: .venv/.dev servers ## hurt beats, stores and brokers at random; MINUTES=10 (default), SEED=... to do the same again

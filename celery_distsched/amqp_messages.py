@@ -104,18 +104,17 @@ class AmqpMessages:
     """The last step of kombu's AMQP transport: caught on one channel, written as for another."""
 
     marks: ClassVar[Mapping[str, str]] = new_marks()
+    routed_by_broker: ClassVar[bool] = True
 
-    def __init__(self, channel: Any, written_for: int, declared: frozenset[str]) -> None:
+    def __init__(self, channel: Any, written_for: int) -> None:
         """Keep what is needed.
 
         Args:
             channel: The channel on which `apply_async` publishes.
             written_for: Number of the channel that messages are written to.
-            declared: Exchanges that there are because Celery has declared them.
         """
         self.channel = channel
         self.written_for = written_for
-        self.declared = declared
 
     def hooks(self) -> str | None:
         """Say what is not py-amqp's and kombu's own about the channel; None: all is."""
@@ -151,11 +150,7 @@ class _CaughtPublish(Caught):
         self.properties = message.properties
         self.headers = message.properties.get("application_headers") or {}
         self.content_type = message.properties.get("content_type")
-        exchange = options["exchange"]
-        # What an exchange leads to is the broker's to say; but one that is not there closes the channel.
-        self.exchange = "" if exchange in messages.declared else exchange
-        if options.get("mandatory") or options.get("immediate"):
-            raise OrdinaryWay("it may be returned")
+        self.exchange = options["exchange"]
 
     def generated(self) -> dict[str, Any]:
         return {"expires": self.headers["expires"] or ""}
@@ -167,6 +162,8 @@ class _CaughtPublish(Caught):
             self.headers[field] = mark
 
     def written(self) -> bytes:
+        if self._options.get("mandatory") or self._options.get("immediate"):
+            raise OrdinaryWay("it may be returned")
         channel = self._messages.channel
         connection, written = channel.connection, _Written()
         write, number = connection.frame_writer, channel.channel_id

@@ -44,9 +44,10 @@ class ClusterTime:
 
     def store_said(self, store_us: int, asked_at: float, answered_at: float) -> None:
         """Take in the store's clock, which it read at some moment in between."""
-        # A slow sample says little: only the first may be one.
-        if self._store is None or answered_at - asked_at < 0.1:
-            self._store = store_us - microseconds((asked_at + answered_at) / 2)
+        sample = store_us - microseconds((asked_at + answered_at) / 2)
+        # A slow one says little: where there are no others, only that the clock has stepped.
+        if self._store is None or answered_at - asked_at < 0.1 or abs(sample - self._store) > _STEP_US:
+            self._store = sample
 
     def found(self, membership: str, wall_us: int, cluster_us: int, now: float) -> None:
         """Take in a heartbeat that was there before I looked, perhaps for hours."""
@@ -83,6 +84,10 @@ class ClusterTime:
             # Of two clocks neither outvotes the other: cluster time goes on as it was.
             clocks = [own, *{node_of(m): max(walls) for m, walls in self._walls.items()}.values()]
             agreed = 2 * sum(abs(first - clock) <= _STEP_US for clock in clocks) > len(clocks)
+            if self._store is not None:
+                # My own host may have stood still, or its clock gone wrong while it slept, and nobody else's.
+                peers = [self._peers[m] for m in others if m in self._peers]
+                agreed |= bool(peers) and all(abs(first - peer) <= _STEP_US for peer in peers)
             self._consider(first, first - self.offset_us, agreed, now)
         self._report_skew(own - self.offset_us)
 

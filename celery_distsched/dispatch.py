@@ -317,7 +317,7 @@ class Dispatch:
             return
         for name, (move, _) in batch.items():
             if name in refused:
-                self._fast_way.avoid(name, refused[name])
+                self._fast_way.rest(name, refused[name])
             elif (holding := self.ledger.holdings.get(name)) is not None and holding.record is move.new:
                 self._fast_way.note(name, move.claimed)
 

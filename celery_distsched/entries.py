@@ -75,6 +75,7 @@ def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) 
         raise _unknown(next(key for key in celery_keys if key not in _ACCEPTED), (*_CELERY_KEYS, *_CHECKS))
     if not ours.keys() <= _CHECKS.keys():
         raise _unknown(next(key for key in ours if key not in _CHECKS), tuple(_CHECKS), " in distsched_entries")
+    _check_name(name)
     if name.startswith(RESERVED):
         raise ConfigError("its name begins with a NUL, which is for the scheduler's own records: give it another")
     if not name or ("0x" in name and _ADDRESS.search(name)):
@@ -100,6 +101,15 @@ def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) 
     except Exception as exc:
         raise ConfigError(f"{type(exc).__name__}: {exc}") from exc
     return entry, ours or _NONE
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str):
+        raise ConfigError(f"its name is {name!r}: a text was expected, such as {str(name)!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError as exc:
+        raise ConfigError(f"its name is no text that can be written down ({exc}): give it another") from exc
 
 
 # What Celery makes of a number; many entries share it.

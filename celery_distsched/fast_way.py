@@ -64,6 +64,8 @@ class FastWay:
         self._survey: Iterator[None] | None = None
         self._survey_at = float("-inf")
         self._noted = (0, as_datetime(0))
+        #: See `_routing`.
+        self._routed: tuple[Any, ...] = ()
 
     def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
         """Say anew of these which way they go, and look only at what has changed."""
@@ -122,7 +124,12 @@ class FastWay:
             return f"the app is not in order: {exc!r}"
 
     def _look_at_broker(self, now: float, connect: bool) -> str | None:
-        broker = self._scheduler.broker
+        broker, routing = self._scheduler.broker, self._routing()
+        if routing != self._routed:
+            self._routed = routing
+            self.look_again()
+        if self._publisher is not None:
+            self._publisher.look_again()
         if self._lane is not None and broker.current is self._connection:
             return self._lane.messages.hooks()
         # A connection is made by whoever sends or probes: two bounded attempts in one tick would take twice the time.
@@ -144,6 +151,11 @@ class FastWay:
         self._look_again_at = now + _LOOK_AGAIN_S
         return self._why_no_lane
 
+    def _routing(self) -> tuple[Any, ...]:
+        """Return what is another once the app's settings for where messages go are changed."""
+        app = self._scheduler.app
+        return app.amqp.router, *(app.amqp.router.routes or ()), app.conf.task_default_queue
+
     def _new_lane(self, connection: Any) -> str | None:
         """Make what the broker's connection allows; returns why there is nothing to make."""
         broker, channel = self._scheduler.broker, connection.default_channel
@@ -164,8 +176,7 @@ class FastWay:
 
             own = connection.channel()
             lane = AmqpSlices(broker, own, broker.timeout_s)
-            declared = {"", *(queue.exchange.name for queue in self._scheduler.app.amqp.queues.values())}
-            lane.messages = AmqpMessages(channel, own.channel_id, frozenset(declared))
+            lane.messages = AmqpMessages(channel, own.channel_id)
         else:
             return f"the broker is neither Redis nor RabbitMQ, but {connection.transport.driver_type}"
         if hook := lane.messages.hooks():
@@ -235,25 +246,24 @@ class FastWay:
             became = iter(waiting())
             outcomes = {name: list(islice(became, len(messages))) for name, (_, messages) in entries.items()}
             for name, (instants, _) in entries.items():
-                if Outcome.REJECTED in outcomes[name]:
-                    self.avoid(name, "the broker would not take its last message")
                 self.note(name, instants)
             return outcomes
 
         return answers
 
-    def avoid(self, name: str, error: str) -> None:
+    def rest(self, name: str, error: str) -> None:
         """The broker would not take an entry's message: the ordinary way reports it, and tries again."""
         if self._publisher is not None and name in self._entries:
-            self._publisher.avoid(self._entries[name], error)
+            self._publisher.rest(self._entries[name], error)
 
     def note(self, name: str, instants: Sequence[int]) -> None:
         """What Celery's `apply_entry` would have noted and logged of a run."""
         entry = self._entries[name].entry
         if beat_logger.isEnabledFor(logging.INFO):
-            for _ in instants:
+            for instant in instants:
                 beat_logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
-                beat_logger.debug("%s sent.", entry.task)
+                if beat_logger.isEnabledFor(logging.DEBUG) and self._publisher is not None:
+                    beat_logger.debug("%s sent. id->%s", entry.task, self._publisher.task_id(name, instant))
         at = instants[-1]
         if self._noted[0] != at:
             # The same for all that were due together.

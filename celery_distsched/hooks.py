@@ -71,7 +71,8 @@ def _scheduler_and_app(scheduler: Any, ours: ModuleType) -> Iterator[tuple[str, 
     for name in ("apply_entry", "apply_async"):
         yield f"Scheduler.{name}", scheduler, name, ours
         yield f"Scheduler.{name}", celery.beat.Scheduler, name, celery.beat
-    yield "Scheduler.send_task", scheduler, "send_task", celery.beat
+    for name in ("send_task", "should_sync", "_do_sync", "sync"):
+        yield f"Scheduler.{name}", scheduler, name, celery.beat
     yield "app.send_task", app, "send_task", celery.app.base
     yield "Task.apply_async", celery.app.task.Task, "apply_async", celery.app.task
     for name in ("as_task_v2", "_create_task_sender", "Router", "Queues"):
@@ -79,11 +80,11 @@ def _scheduler_and_app(scheduler: Any, ours: ModuleType) -> Iterator[tuple[str, 
     # Made when they are first asked for, and kept in the object.
     for name in ("create_task_message", "send_task_message"):
         yield f"app.amqp.{name}", _Made(getattr(app.amqp, name)), "it", celery.app.amqp
-    yield "app.amqp.router", app.amqp.router, "route", celery.app.routes
-    producer = kombu.messaging.Producer
-    for name in ("publish", "_publish", "_prepare", "_delivery_details", "maybe_declare"):
-        yield f"Producer.{name}", producer, name, kombu.messaging
-    yield "app.amqp.Producer", _Made(scheduler.Producer.publish), "it", kombu.messaging
+    for name in ("route", "expand_destination", "lookup_route", "query_router"):
+        yield f"app.amqp.router.{name}", app.amqp.router, name, celery.app.routes
+    for producer in {kombu.messaging.Producer, scheduler.Producer}:
+        for name in ("publish", "_publish", "_prepare", "_delivery_details", "maybe_declare"):
+            yield f"app.amqp.Producer.{name}", producer, name, kombu.messaging
 
 
 class _Made:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.cluster_time import ClusterTime
 from celery_distsched.drivers.base import Member
-from celery_distsched.record import node_of
+from celery_distsched.record import MAX_CHARACTERS, node_of
 from celery_distsched.ring import HashRing
 from celery_distsched.schedule_epoch import ScheduleEpoch
 
@@ -52,10 +52,12 @@ class Info:
     @classmethod
     def parse(cls, text: str) -> Info | None:
         """Read what a node wrote; None if it is not of this form."""
+        if len(text) > MAX_CHARACTERS:
+            return None
         try:
             stored = json.loads(text)
             info = cls(**{name: stored[name] for name in cls.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             return None
         # `from __future__ import annotations` makes the annotations the names of the types.
         right = all(

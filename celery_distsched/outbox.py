@@ -191,6 +191,9 @@ class Outbox:
             return
         holding.phases[instant] = Phase.CLAIMED
         if outcome is Outcome.REJECTED:
+            if self._fast_way is not None:
+                # Among others, what closes a channel would cost these theirs.
+                self._fast_way.rest(name, "the broker would not take its last message")
             self._entry_backoff.setdefault(name, Backoff(_LONGEST_DELAY_S)).failed(now)
             return
         if outcome is Outcome.REFUSED:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import logging
 import marshal
 import os
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -27,6 +29,7 @@ from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler
 from celery.utils.saferepr import saferepr
 from celery.utils.time import maybe_make_aware
 from kombu.serialization import dumps
+from kombu.utils.json import dumps as as_json
 
 from celery_distsched.clock import iso
 from celery_distsched.entries import PlannedEntry
@@ -38,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 #: Templates kept: some megabytes. Entries beyond, each of a kind of its own, go the ordinary way.
 _MOST_KINDS = 2000
+#: Seconds for which an entry goes the ordinary way after something went wrong that need not go wrong again.
+_REST_S = 60.0
+#: What Celery asks of a task to send it.
+_ASKED = ("apply_async", "shadow_name", "_get_exec_options")
 
 
 @dataclass
@@ -45,6 +52,8 @@ class Kind:
     """A template, and what is needed to make an entry's own part of it."""
 
     template: Template
+    #: What there was of the task: see `Publisher._seen`.
+    task: Any
     expires_s: float | None
     #: What follows arguments in a body: callbacks and the like.
     embed: Any
@@ -83,13 +92,28 @@ class Publisher:
         self._task_ids = TaskIds(self._namespace)
         self._messages = messages
         self._kinds: dict[Any, Kind | str] = {}
+        self._tasks: dict[str, tuple[Any, ...]] = {}
         #: Entry → how its messages are made, or why not here.
         self._ways: dict[str, tuple[PlannedEntry, Way | str]] = {}
+        #: Entry → until when it goes the ordinary way, by the monotonic clock; of those that may come back from it.
+        self._resting: dict[str, float] = {}
 
-    def avoid(self, planned: PlannedEntry, why: str) -> None:
-        """Send this entry the ordinary way from now on."""
+    def rest(self, planned: PlannedEntry, why: str) -> None:
+        """Send this entry the ordinary way for a minute."""
+        self._resting[planned.name] = time.monotonic() + _REST_S
+        self._avoid(planned, why)
+
+    def _avoid(self, planned: PlannedEntry, why: str) -> None:
         self._ways[planned.name] = (planned, why)
         logger.debug("entry %r goes the ordinary way: %s", planned.name, why)
+
+    def look_again(self) -> None:
+        """Forget of those that have rested for long enough why they do."""
+        if self._resting:
+            now = time.monotonic()
+            for name in [name for name, until in self._resting.items() if until <= now]:
+                del self._resting[name]
+                self._ways.pop(name, None)
 
     def why_not(self, planned: PlannedEntry) -> str | None:
         """Say why an entry goes the ordinary way; None: it does not."""
@@ -103,10 +127,14 @@ class Publisher:
         expiries, moments = dict[float, Any](), dict[int, str]()
         tags = _random_ids(sum(len(instants) for _, instants in due))
         encoded = self._messages.encoded
+        tasks = dict[str, Any]()
         for planned, instants in due:
             way = self._way(planned)
-            if not isinstance(way, str) and way.made_of != _text_of(planned.entry):
-                way = self._new_way(planned)
+            if not isinstance(way, str):
+                if (task := planned.entry.task) not in tasks:
+                    tasks[task] = self._seen(task)
+                if way.kind.task is not tasks[task] or way.made_of != _text_of(planned.entry):
+                    way = self._new_way(planned)
             if isinstance(way, str):
                 made.append(None)
                 continue
@@ -128,6 +156,10 @@ class Publisher:
             made.append(pushes)
         return made
 
+    def task_id(self, name: str, instant: int) -> str:
+        """Return the task id of an entry's occurrence."""
+        return self._task_ids.of(name)(instant)
+
     # Which way
 
     def _way(self, planned: PlannedEntry) -> Way | str:
@@ -140,9 +172,9 @@ class Publisher:
             self._kinds.pop(planned.name, None)
             way = self._way_by(self._kind_of(planned), planned.entry)
         except OrdinaryWay as why:
-            self.avoid(planned, str(why))
+            self._avoid(planned, str(why))
         except Exception as exc:  # noqa: BLE001  (whatever is wrong with it, the ordinary way reports it)
-            self.avoid(planned, repr(exc))
+            self.rest(planned, repr(exc))
         else:
             self._ways[planned.name] = (planned, way)
             logger.debug("entry %r goes the fast way", planned.name)
@@ -177,8 +209,8 @@ class Publisher:
         except ValueError:
             key = planned.name
         kind = self._kinds.get(key)
-        if kind is None:
-            if len(self._kinds) >= _MOST_KINDS:
+        if kind is None or (isinstance(kind, Kind) and kind.task is not self._seen(entry.task)):
+            if kind is None and len(self._kinds) >= _MOST_KINDS:
                 raise OrdinaryWay(f"there are more than {_MOST_KINDS} kinds of messages")
             try:
                 kind = self._new_kind(planned, alone=key == planned.name)
@@ -189,11 +221,24 @@ class Publisher:
             raise OrdinaryWay(kind)
         return kind
 
+    def _seen(self, name: str) -> Any:
+        """Return what is another object once somebody has changed how a task is sent."""
+        task = self._app.tasks.get(name)
+        if task is None:
+            return None
+        own_, kind = vars(task), type(task)
+        asked = (*(getattr(kind, asked) for asked in _ASKED), *(own_.get(asked) for asked in _ASKED))
+        now = (task, *asked, task.ignore_result, task.typing)
+        before = self._tasks.get(name)
+        if before != now:
+            before = self._tasks[name] = now
+        return before
+
     def _check_task(self, entry: ScheduleEntry) -> None:
         task = self._app.tasks.get(entry.task)
         if task is None:
             return
-        for name in ("apply_async", "shadow_name", "_get_exec_options"):
+        for name in _ASKED:
             if not own(task, name, celery.app.task):
                 raise OrdinaryWay(f"its task has {_an(name)} of its own")
         if task._get_app() is not self._app or task.__v2_compat__:
@@ -210,18 +255,19 @@ class Publisher:
     def _new_kind(self, planned: PlannedEntry, *, alone: bool) -> Kind:
         marks = self._messages.marks
         entry, instant = planned.entry, 0
-        if "task_id" in (entry.options or {}):
-            raise OrdinaryWay("it has a task id of its own")
+        for name in ("task_id", "connection", "router"):
+            if name in (entry.options or {}):
+                raise OrdinaryWay(f"it has {_an(name.replace('_', ' '))} of its own")
         real_entry = message_entry(entry, instant, 1, namespace=self._namespace, node=self._node)
         marked_entry = message_entry(entry, instant, 1, namespace=self._namespace, node=self._node)
         marked_entry.options["task_id"] = marks["task_id"]
         marked_entry.options["headers"].update(periodic_task_name=marks["name"], scheduled_at=marks["scheduled_at"])
 
-        before = self._app.now()
+        before, task = self._app.now(), self._seen(entry.task)
         real, body, serializer = self._catch(real_entry)
         self._check(real)
         expires_s = self._expires_s(entry, real.headers["expires"], before)
-        kind = Kind(None, expires_s, body[2], serializer, ())  # type: ignore[arg-type]
+        kind = Kind(None, task, expires_s, body[2], serializer, ())  # type: ignore[arg-type]
         from_arguments = () if alone else ("body", *self._shown_as_computed(entry))
         computed = self._from_arguments(kind, entry)
         generated = real.generated()
@@ -240,31 +286,40 @@ class Publisher:
         template = self._messages.template(marked.written())
         if template.fill(values) != real.written():
             raise OrdinaryWay("its message does not follow the pattern")
-        return Kind(template, expires_s, body[2], serializer, from_arguments)
+        return Kind(template, task, expires_s, body[2], serializer, from_arguments)
 
     def _catch(self, entry: ScheduleEntry) -> tuple[Caught, Any, str | None]:
         """Send an entry by `apply_async` but for the last step; also returns its body and serializer."""
         producer = self._scheduler.broker.producer
-        prepare, prepared = producer._prepare, []
+        prepare, prepared, declare = producer._prepare, [], producer.maybe_declare
 
         def noted(body: Any, serializer: Any = None, *args: Any, **kwargs: Any) -> Any:
             prepared.append((body, serializer or producer.serializer))
             return prepare(body, serializer, *args, **kwargs)
 
-        producer._prepare = noted
+        def declared(entity: Any, *args: Any, **kwargs: Any) -> Any:
+            entities.append(entity)
+            return declare(entity, *args, **kwargs)
+
+        entities: list[Any] = []
+        producer._prepare, producer.maybe_declare = noted, declared
         try:
             with self._messages.catching() as caught:
                 Scheduler.apply_async(self._scheduler, entry, producer=producer, advance=False)
         finally:
-            del producer._prepare
+            del producer._prepare, producer.maybe_declare
         if len(caught) != 1 or len(prepared) != 1:
             raise OrdinaryWay("its message does not go to one queue")
+        if not all(entity.can_cache_declaration for entity in entities):
+            # It goes when nobody uses it, and what else there is of it may not come back.
+            raise OrdinaryWay("its queue is declared anew for each message")
+        exchange = caught[0].exchange
+        if exchange and not (self._messages.routed_by_broker and exchange in map(_exchange_of, entities)):
+            # Which queues are bound to it is not known here, or whether it is there at all.
+            raise OrdinaryWay(f"it goes through the exchange {exchange!r}")
         return (caught[0], *prepared[0])
 
     def _check(self, caught: Caught) -> None:
-        if caught.exchange:
-            # The queues that are bound to it may be others at each message.
-            raise OrdinaryWay(f"it goes through the exchange {caught.exchange!r}")
         if "compression" in caught.headers:
             raise OrdinaryWay("it is compressed")
         if caught.content_type != "application/json":
@@ -326,7 +381,15 @@ def _text_of(entry: ScheduleEntry) -> bytes:
     try:
         return marshal.dumps(given, 0)
     except ValueError:
+        # What a signature shows of itself is not all that it says to send.
+        with suppress(Exception):
+            return f"{given!r}{as_json(given)}".encode()  # type: ignore[no-untyped-call]
         return repr(given).encode()
+
+
+def _exchange_of(declared: Any) -> str:
+    """Return the name of an exchange, or of a queue's."""
+    return str(getattr(declared, "exchange", declared).name)
 
 
 def _an(name: str) -> str:

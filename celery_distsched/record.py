@@ -15,6 +15,10 @@ from typing import NamedTuple
 HANDED_BACK = "-"
 #: Open marks that one record may hold; more instants wait until these are confirmed.
 MAX_OPEN = 32
+#: Characters of a stored text that anybody looks at: more than the fullest record of nodes with the longest names.
+MAX_CHARACTERS = 16_384
+#: The first instant, in microseconds, that Python has no date for: the year 10000.
+_NO_DATE_US = 253_402_300_800_000_000
 #: No marks: one for all, since nearly every record has nothing open, nearly always.
 NOTHING: Mapping[int, str] = MappingProxyType({})
 
@@ -41,7 +45,7 @@ def _parsed(fingerprint: object, epoch: object) -> Version:
 
 
 #: Nearly every record, nearly always; `json` takes three times as long to read it. A number has no needless zeros.
-_USUAL = re.compile(r'\{"last":(0|[1-9][0-9]{0,17})(?:,"version":\["([0-9a-f]{1,64})",(0|[1-9][0-9]{0,17})\])?\}')
+_USUAL = re.compile(r'\{"last":(0|[1-9][0-9]{0,16})(?:,"version":\["([0-9a-f]{1,64})",(0|[1-9][0-9]{0,17})\])?\}')
 
 
 class Record(NamedTuple):
@@ -65,16 +69,22 @@ class Record(NamedTuple):
         if usual := _USUAL.fullmatch(text):
             stored_last, fingerprint, epoch = usual.groups()
             return cls(int(stored_last), version=None if epoch is None else version_of(fingerprint, int(epoch)))
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(
+                f"not a record: {text[:80]!r}… of {len(text)} characters; a record has at most {MAX_CHARACTERS}"
+            )
         try:
             stored = json.loads(text)
             last, marks, paused = stored["last"], stored.get("open", {}), stored.get("paused", False)
             version = _parsed(*stored["version"]) if "version" in stored else None
             record = cls(last, {int(instant): mark for instant, mark in marks.items()} or NOTHING, paused, version)
-        except (KeyError, TypeError, AttributeError, ValueError) as exc:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as exc:
             raise ValueError(f"not a record: {text[:80]!r} ({exc!r})") from exc
         if type(last) is not int or type(paused) is not bool or any(type(m) is not str for m in record.open.values()):
             raise ValueError(f"not a record: {text[:80]!r}")
-        return record
+        if not all(0 <= instant < _NO_DATE_US for instant in (last, *record.open)):
+            raise ValueError(f"not a record: {text[:80]!r} (an instant is a number of microseconds since 1970)")
+        return record if record.text() == text else _Spelled.of(record, text)
 
     def text(self) -> str:
         """Return the record as it is stored. Equal records have equal texts."""
@@ -101,6 +111,21 @@ class Record(NamedTuple):
             return self
         open_ = {at: mark for at, mark in self.open.items() if at not in instants} or NOTHING
         return Record(self.last, open_, self.paused, self.version)
+
+
+class _Spelled(Record):
+    """A record as another release has written it, or a person: a swap must expect that, to the letter."""
+
+    stored: str | None = None
+
+    @classmethod
+    def of(cls, record: Record, stored: str) -> Record:
+        spelled = cls(*record)
+        spelled.stored = stored
+        return spelled
+
+    def text(self) -> str:
+        return self.stored or super().text()
 
 
 def may_claim(version: Version | None, mine: Version, live: Collection[int]) -> bool:

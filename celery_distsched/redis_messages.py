@@ -50,6 +50,7 @@ class RedisMessages:
     """The last step of kombu's Redis transport, on one channel."""
 
     marks: ClassVar[Mapping[str, str]] = new_marks()
+    routed_by_broker: ClassVar[bool] = False
 
     def __init__(self, channel: Any, prefix: str = "") -> None:
         """Keep what is needed.

@@ -94,7 +94,7 @@ class ScheduleEpoch:
                 _filter(stored["names"]),
                 None if before is None else _filter(before),
             )
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
             return None
         return found
 

@@ -60,7 +60,7 @@ class Generation:
         try:
             stored = json.loads(text or "")
             return cls(str(stored["name"]), str(stored["server"]), int(stored["since_us"]), bool(stored["new"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from uuid import uuid4
 
 #: What may be a message's own; all else it has in common with the others of its kind.
@@ -51,6 +51,9 @@ class Template(Protocol):
 
 class Messages(Protocol):
     """How kombu writes messages to one broker."""
+
+    #: Whether the broker itself knows which queues an exchange leads to.
+    routed_by_broker: ClassVar[bool]
 
     @property
     def marks(self) -> Mapping[str, str]:

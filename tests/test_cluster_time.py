@@ -29,6 +29,8 @@ class Node:
         self.clock = VirtualClock()
         self.time = ClusterTime(self.clock, TTL_S)
         self.store_is_off_s = 0.0 if store else None
+        #: Seconds that the store takes to answer; it reads its clock at the beginning of that.
+        self.store_takes_s = 0.0
         self.walls_are_off_s = [0.0] * others
         self.peers_are_off_s: float | None = None
 
@@ -42,7 +44,8 @@ class Node:
         while True:
             now = self.clock.now
             if self.store_is_off_s is not None:
-                self.time.store_said(microseconds(EPOCH_S + now + self.store_is_off_s), now, now)
+                asked_at = now - self.store_takes_s
+                self.time.store_said(microseconds(EPOCH_S + asked_at + self.store_is_off_s), asked_at, now)
             for other, off_s in zip(self.others, self.walls_are_off_s, strict=True):
                 peer_us = 0 if self.peers_are_off_s is None else microseconds(EPOCH_S + now + self.peers_are_off_s)
                 self.time.heard(other, microseconds(EPOCH_S + now + off_s), peer_us, now)
@@ -65,6 +68,38 @@ def test_a_jump_of_the_stores_clock_alone_is_never_followed(hours: int, caplog: 
     assert len(said) == 2
     assert "not followed" in said[0]
     assert "agree with cluster time again" in said[1]
+
+
+def test_a_store_that_is_always_slow_is_not_followed_in_its_delays_but_in_its_jumps() -> None:
+    node = Node(store=True)
+    node.store_takes_s = 0.2
+    assert node.goes_on(3) == -0.1
+    node.store_takes_s = 0.5
+    assert node.goes_on(10 * TTL_S) == -0.1
+    node.store_is_off_s = HOUR_S
+    node.walls_are_off_s, node.clock.wall_is_off_s = [HOUR_S] * 2, HOUR_S
+    assert node.goes_on(6 * TTL_S) == HOUR_S - 0.25
+
+
+@pytest.mark.parametrize("seconds", [-30, HOUR_S])
+@pytest.mark.parametrize("others", [1, 2])
+def test_a_node_that_alone_goes_by_another_time_than_the_stores_comes_back_to_it(seconds: float, others: int) -> None:
+    """Its host has been paused, wall clock and all, or has woken up with a wrong clock."""
+    node = Node(store=True, others=others)
+    node.peers_are_off_s = 0.0
+    assert node.goes_on(3) == 0.0
+    assert node.time.offset_us is not None
+    node.time.offset_us += microseconds(seconds)
+    node.clock.wall_is_off_s = seconds
+    assert node.goes_on(TTL_S - 1) == seconds
+    assert node.goes_on(2) == 0.0
+
+
+def test_of_two_that_go_by_different_times_who_is_with_the_store_stays() -> None:
+    node = Node(store=True, others=1)
+    assert node.goes_on(3) == 0.0
+    node.peers_are_off_s, node.walls_are_off_s = -30.0, [-30.0]
+    assert node.goes_on(20 * TTL_S) == 0.0
 
 
 @pytest.mark.parametrize("hours", [-1, 1])

@@ -376,7 +376,9 @@ def test_a_secret_in_the_query_is_masked(option: str) -> None:
     [
         ("localhost:6379", "expected something like 'redis://localhost:6379/0'"),
         ("://host", "expected something like"),
-        ("redis://host:port/0", "'port' is not a port"),
+        ("redis://user@host:port/0", "'port' is not a port"),
+        ("redis://:hush/0", "a number from 1 to 65535 was expected"),
+        ("redis://user:hush/0", "behind it stands @host"),
         ("redis://host:0/0", "'0' is not a port"),
         ("redis://host:65536/0", "'65536' is not a port"),
         # A password with a slash cuts the URL short.

@@ -16,7 +16,7 @@ from celery_distsched.node_pool import Info, NodePool, View
 from celery_distsched.progress import Progress
 from celery_distsched.record import Record
 from celery_distsched.settings import Settings
-from celery_distsched.store_loss import StoreLoss
+from celery_distsched.store_loss import Generation, StoreLoss
 from tests.holding_nodes import NAME, TTL_S, StandingClock
 
 
@@ -273,3 +273,8 @@ def test_a_claim_that_was_not_answered_cannot_arrive_when_its_record_has_been_pu
     assert shop.record() == Record(10).text()
     with pytest.raises(LeaseLost):
         swap(*late[0])
+
+
+@pytest.mark.parametrize("garbage", ["", "[]", "[" * 5000, '{"name":"a","server":"b","since_us":1e999,"new":true}'])
+def test_a_mark_of_the_ledger_that_is_garbage_is_none(garbage: str) -> None:
+    assert Generation.parse(garbage) is None

@@ -33,7 +33,7 @@ from typing import Any, ClassVar
 from celery.utils.serialization import strtobool
 
 from celery_distsched.drivers.base import Answer, Driver, Member, Swap
-from celery_distsched.drivers.consul_client import Agents, Operation, Reply, Row, operation
+from celery_distsched.drivers.consul_client import Agents, Operation, Reply, Row, operation, token_of
 from celery_distsched.drivers.parts import Strangers, part
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import LeaseLost
@@ -42,13 +42,6 @@ _LONGEST_PART = 200
 #: Records whose ModifyIndex is remembered; one that is forgotten is read before its next swap.
 _REMEMBERED = 200_000
 _ABSENT = Row(0, None)
-
-
-def _token(text: str) -> str:
-    token = text.strip()
-    if not token.isascii() or not token.isprintable():
-        raise ValueError("it holds characters that no Consul token has")
-    return token
 
 
 class ConsulDriver(Driver):
@@ -60,7 +53,7 @@ class ConsulDriver(Driver):
     #: Of the 64 operations that Consul takes, one is the fence.
     max_batch: ClassVar[int] = 63
     options: ClassVar[Mapping[str, Any]] = {
-        "token": _token,
+        "token": token_of,
         "dc": str,
         "ca": str,
         "cert": str,

@@ -74,6 +74,21 @@ def operation(verb: str, key: str, value: str = "", *, index: int = 0, flags: in
     return {"KV": {"Verb": verb, "Key": key, "Value": encoded, "Index": index, "Flags": flags}}
 
 
+def token_of(text: str) -> str:
+    """Return a token without what may stand around it; raises `ValueError` where it is none."""
+    token = text.strip()
+    if not token.isascii() or not token.isprintable():
+        raise ValueError("it holds characters that no Consul token has")
+    return token
+
+
+def _token_of_environment() -> str:
+    try:
+        return token_of(os.environ.get("CONSUL_HTTP_TOKEN", ""))
+    except ValueError as exc:
+        raise ConfigError(f"CONSUL_HTTP_TOKEN in the environment: {exc}") from exc
+
+
 class Agents:
     """Sends transactions to one of several agents: the same until it fails, then the next.
 
@@ -89,7 +104,7 @@ class Agents:
         self._scheme = "https" if url.scheme == "consuls" else "http"
         hosts = url.hosts or (("127.0.0.1", None),)
         self._addresses = deque((f"[{host}]" if ":" in host else host, port or 8500) for host, port in hosts)
-        self._token = settings.get("token") or os.environ.get("CONSUL_HTTP_TOKEN")
+        self._token = settings.get("token") or _token_of_environment()
         self._secrets = Secrets(url, settings, self._token)
         self._params = [("dc", settings["dc"])] if "dc" in settings else []
         self._verify = settings.get("verify", True) and settings.get("ca", True)

@@ -56,6 +56,9 @@ def import_messages() -> Any:
             return importlib.import_module(f"{first}.etcdrpc")
         except ImportError:
             return importlib.import_module(f"{second}.etcdrpc")
+    except RuntimeError as exc:
+        # Of a grpcio that is older than the module was made for.
+        raise DriverNotInstalled(f"{exc}; pip install --upgrade grpcio") from exc
     except TypeError as exc:
         raise DriverNotInstalled(
             "the installed etcd client library cannot be imported beside this protobuf: pip uninstall etcd3 and"

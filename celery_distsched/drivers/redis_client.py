@@ -11,9 +11,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from celery_distsched.drivers.redis_credentials import Guarded
 from celery_distsched.drivers.redis_options import SENTINEL_OPTIONS, TLS_OPTIONS, database
 from celery_distsched.drivers.redis_packer import packer
 from celery_distsched.drivers.redis_place import Address, FoundConnection, FoundTlsConnection, Sentinels, Shards
+from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import ConfigError
 
@@ -21,7 +23,7 @@ from celery_distsched.errors import ConfigError
 _OURS = frozenset({"ssl", "virtual_host", "wait_replicas", *SENTINEL_OPTIONS})
 
 
-def new_client(url: StoreUrl, options: Mapping[str, Any], timeout_s: float, key: str) -> redis.Redis:
+def new_client(url: StoreUrl, options: Mapping[str, Any], timeout_s: float, key: str, secrets: Secrets) -> redis.Redis:
     """Make a client that connects when it is first used; each thread then has a connection of its own.
 
     Args:
@@ -29,6 +31,7 @@ def new_client(url: StoreUrl, options: Mapping[str, Any], timeout_s: float, key:
         options: Checked and converted.
         timeout_s: Bound of connecting, and of each command.
         key: One of ours; in a Cluster it says which shard.
+        secrets: Told of those that are fetched.
 
     Raises:
         ConfigError: This URL and these options cannot work together.
@@ -42,6 +45,7 @@ def new_client(url: StoreUrl, options: Mapping[str, Any], timeout_s: float, key:
         "username": url.username,
         "password": url.password,
         "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
         # redis-py would repeat by itself, for seconds where the server is gone; and whether a write is repeated is the
         # caller's to say.
         "retry": Retry(NoBackoff(), 0),
@@ -53,7 +57,8 @@ def new_client(url: StoreUrl, options: Mapping[str, Any], timeout_s: float, key:
         **{name: value for name, value in options.items() if name not in _OURS},
     }
     if "credential_provider" in settings:
-        settings.update(username=None, password=None)
+        provider = Guarded(settings["credential_provider"], secrets)
+        settings.update(username=None, password=None, credential_provider=provider)
     if tls:
         # redis-py 5 did not check the name unless told to; later ones fail where the certificate is not checked at all.
         settings.setdefault("ssl_check_hostname", settings.get("ssl_cert_reqs") != "none")
@@ -62,7 +67,6 @@ def new_client(url: StoreUrl, options: Mapping[str, Any], timeout_s: float, key:
         settings.setdefault("db", options.get("virtual_host", 0))
         return _client(redis.UnixDomainSocketConnection, path=url.path, **settings)
     settings.setdefault("db", _database_of(url))
-    settings["socket_connect_timeout"] = timeout_s
     if kinds[0] == "sentinel":
         find: Any = _sentinels(url, options, timeout_s)
     elif kinds[-1] == "cluster":
@@ -81,7 +85,8 @@ def _client(connection: Any, **settings: Any) -> redis.Redis:
 def _sentinels(url: StoreUrl, options: Mapping[str, Any], timeout_s: float) -> Sentinels:
     own = {name: options[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in options}
     settings = {**options.get("sentinel_kwargs", {}), **own}
-    known = inspect.signature(redis.Redis).parameters
+    # Where they are the URL says.
+    known = inspect.signature(redis.Redis).parameters.keys() - {"host", "port", "unix_socket_path", "connection_pool"}
     if unknown := next((name for name in settings if name not in known), None):
         near = difflib.get_close_matches(unknown, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

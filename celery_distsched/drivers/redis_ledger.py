@@ -122,8 +122,7 @@ class RedisDriver(Driver):
         for key, expected, new in swaps:
             arguments += (key, "" if expected is None else f"={expected}", new)
         with self._connected() as client:
-            run = self._settled if self._replicas else self.swap_script.run
-            lost = run(client, [self._ledger, self._fence_key(fence or "")], *arguments)
+            lost = self._run(self.swap_script, client, [self._ledger, self._fence_key(fence or "")], *arguments)
         if lost is None:
             raise LeaseLost(f"{fence} is not a member any more")
         answers = [Answer(True, swap.new) for swap in swaps]
@@ -131,30 +130,32 @@ class RedisDriver(Driver):
             answers[number] = Answer(False, record)
         return answers
 
-    def _settled(self, client: Any, keys: Sequence[str], *arguments: str) -> Any:
-        """Swap, and wait until so many replicas have what is written now.
+    def _run(self, script: Script, client: Any, keys: Sequence[str], *arguments: str | int) -> Any:
+        """Write, and wait until so many replicas have what is written now, if any are asked for.
 
         A swap that they do not have in time has an unknown outcome: it is repeated until they do, and nothing is sent
-        on the strength of it before.
+        on the strength of it before. A heartbeat that they do not have is what tells of it.
         """
+        if not self._replicas:
+            return script.run(client, keys, *arguments)
         wait_ms = int(_WAIT_SHARE * self.timeout_s * 1000)
-        for call in self.swap_script.calls(keys, *arguments):
+        for call in script.calls(keys, *arguments):
             # Not a transaction, which could not wait; but one connection, which WAIT is about.
             with client.pipeline(transaction=False) as steps:
-                lost, acknowledged = (
+                answer, acknowledged = (
                     steps.execute_command(*call).wait(self._replicas, wait_ms).execute(raise_on_error=False)
                 )
-            if not isinstance(lost, NoScriptError):
+            if not isinstance(answer, NoScriptError):
                 break
-        for answer in (lost, acknowledged):
-            if isinstance(answer, Exception):
-                raise answer
-        if acknowledged < self._replicas and lost is not None:
+        for said in (answer, acknowledged):
+            if isinstance(said, Exception):
+                raise said
+        if acknowledged < self._replicas and answer is not None:
             raise StoreUnavailable(
                 f"{self.url.masked}: {acknowledged} replicas have what was written, and wait_replicas asks for"
                 f" {self._replicas}: it is not acted on until they have it"
             )
-        return lost
+        return answer
 
     def server(self) -> tuple[str, int]:
         """Return which server this is, by its run_id, and which of its databases."""
@@ -262,7 +263,7 @@ class RedisDriver(Driver):
                 raise
 
     def _new_client(self) -> Any:
-        return new_client(self.url, self.settings, self.timeout_s, self._ledger)
+        return new_client(self.url, self.settings, self.timeout_s, self._ledger, self._secrets)
 
 
 def _elsewhere() -> Sequence[Answer | PushRefused]:

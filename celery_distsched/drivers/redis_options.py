@@ -52,6 +52,13 @@ def _dict(value: Any) -> dict[Any, Any]:
     return dict(value)
 
 
+def _numbers(value: Any) -> dict[int, int]:
+    options = _dict(value)
+    if not all(type(number) is int for pair in options.items() for number in pair):
+        raise ValueError(f"{value!r} is not from numbers to numbers, such as {{socket.TCP_KEEPIDLE: 60}}")
+    return options
+
+
 def _credential_provider(value: Any) -> Any:
     try:
         provider = symbol_by_name(value)() if isinstance(value, str) else value
@@ -91,7 +98,7 @@ OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "credential_provider": _credential_provider,
     "client_name": str,
     "socket_keepalive": yes_or_no,
-    "socket_keepalive_options": _dict,
+    "socket_keepalive_options": _numbers,
     "wait_replicas": _count,
     "ssl": yes_or_no,
     **TLS_OPTIONS,

@@ -59,7 +59,8 @@ class _Guides:
             except (redis.RedisError, OSError) as exc:
                 said.append(f"{address[0]}:{address[1]}: {exc}")
             else:
-                self._addresses.sort(key=lambda known: known != address)
+                # A new list: another thread may be going through the old one.
+                self._addresses = sorted(self._addresses, key=lambda known: known != address)
                 return found
         raise redis.ConnectionError(f"no {self.name} could say where it is ({'; '.join(said)})")
 

@@ -41,7 +41,7 @@ class RedisScanDriver(RedisDriver):
         keys = [self._index, self._fence_key(membership)]
         with self._connected() as client:
             known = self.incarnation if how == "renew" else ""
-            answer = _SHOW.run(client, keys, membership, info, self._kept_ms, how, known)
+            answer = self._run(_SHOW, client, keys, membership, info, self._kept_ms, how, known)
         return self._shown(answer, membership)
 
     def members(self) -> dict[str, Member]:

@@ -45,7 +45,8 @@ class RedisZsetDriver(RedisDriver):
     def _show(self, membership: str, info: str, how: str) -> int:
         with self._connected() as client:
             known = self.incarnation if how == "renew" else ""
-            answer = _SHOW.run(client, [self._nodes, self._infos], membership, info, self._kept_ms, how, known)
+            keys = [self._nodes, self._infos]
+            answer = self._run(_SHOW, client, keys, membership, info, self._kept_ms, how, known)
         return self._shown(answer, membership)
 
     def members(self) -> dict[str, Member]:

@@ -17,10 +17,15 @@ class Secrets:
     """The passwords and tokens of one driver, in every spelling in which a message may repeat them."""
 
     def __init__(self, url: StoreUrl, settings: Mapping[str, Any], *others: str | None) -> None:
-        values = {url.password, *others, *_values(settings)}
+        self._texts: list[str] = []
+        self.learn(url.password, *others, *_values(settings))
+
+    def learn(self, *values: str | None) -> None:
+        """Take in more of them, as they become known."""
         spelled = {text for value in values if value for text in (value, quote(value), quote(value, safe=""))}
-        # The longest first: one may be a part of another.
-        self._texts = sorted({*spelled, *(repr(text)[1:-1] for text in spelled)}, key=len, reverse=True)
+        # The longest first: one may be a part of another. A new list: another thread may be going through the old one.
+        texts = {*self._texts, *spelled, *(repr(text)[1:-1] for text in spelled)}
+        self._texts = sorted(texts, key=len, reverse=True)
 
     def masked(self, text: str) -> str:
         """Return the text with every secret replaced."""

@@ -222,6 +222,9 @@ class SQLiteDriver(Driver):
 _MENDS = {
     "readonly": "This beat's user must be allowed to write the file and its directory, and the disk not be read-only",
     "unable to open": "This beat's user must be allowed to write the file and its directory",
+    "ermission denied": "This beat's user must be allowed to write the file and its directory",
+    "not permitted": "The file must belong to this beat's user",
+    "No such file": "Make the directory",
     "is full": "Make room on its disk",
     "disk I/O error": "Has its disk room, and can it be written to? The system's log may say more",
     "locked": "Another program keeps its lock: a copy, a check, a vacuum",

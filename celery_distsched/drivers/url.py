@@ -9,6 +9,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from celery_distsched.errors import ConfigError
 
 _MASK = "**"
+#: A colon and what cannot be a port, but for the parts of an address in brackets.
+_NO_PORT = re.compile(r":(?![\d/,;]*(?:[/,;]|$))(?![^\[]*\])[^/,;]*")
 #: Query options whose values may be shown; any other, a misspelt one for example, could be a secret.
 _SHOWN = frozenset(
     (
@@ -129,11 +131,11 @@ def _host_and_port(place: str, text: str, whole: bool) -> tuple[str, int | None]
     if not colon or place.endswith("]"):
         return place.strip("[]"), None
     if not port.isdigit() or not 0 < int(port) < 65536:
-        # With a '/', '?' or '#' in a password, what looks like the port is the password's beginning.
-        shown = repr(port) if whole else "what stands there"
+        # With a '/', '?' or '#' in a password, or without the host, what looks like the port is of the password.
+        shown = repr(port) if port.isdigit() or ("@" in text and whole) else "what stands there"
         raise ConfigError(
             f"distsched_url {_masked_text(text)!r}: {shown} is not a port; a number from 1 to 65535 was expected"
-            " (a '/', '@' or ':' inside a password must be percent-encoded)"
+            " (a '/', '@' or ':' inside a password must be percent-encoded, and behind it stands @host)"
         )
     return host.strip("[]"), int(port)
 
@@ -142,4 +144,7 @@ def _masked_text(text: str) -> str:
     """Mask a URL that could not be taken apart: nothing before the last @, and nothing after a ?, is safe to show."""
     scheme, separator, rest = text.partition("://") if "://" in text else ("", "", text)
     _, at, places = rest.rpartition("@")
-    return f"{scheme}{separator}{_MASK}@{places.partition('?')[0]}" if at else text.partition("?")[0]
+    if at:
+        return f"{scheme}{separator}{_MASK}@{places.partition('?')[0]}"
+    # A user and password whose host was forgotten look like a host and its port.
+    return f"{scheme}{separator}{_NO_PORT.sub(f':{_MASK}', rest.partition('?')[0])}"

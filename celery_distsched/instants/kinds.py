@@ -41,7 +41,8 @@ def rule_for(entry_schedule: BaseSchedule) -> Rule | None:
     Raises:
         ConfigError: The interval is too short.
     """
-    if entry_schedule.nowfun is not None:
+    # A schedule need not come from Celery's class.
+    if getattr(entry_schedule, "nowfun", None) is not None:
         return None
     cls: Any = type(entry_schedule)
     rule_of, timing = _known(cls)

@@ -73,7 +73,7 @@ class Cluster:
             "distsched_delivery": delivery,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
-        project = {"settings": chosen, "entries": entries, "hangs": hangs, "fastest_s": fastest_s}
+        project = {"settings": chosen, "entries": entries, "hangs": hangs, "fastest_s": fastest_s, "more": {}}
         self.environment = {"ACCEPTANCE": json.dumps(project)}
         self._prefix = prefix
         self._ttl_s = ttl_s or DEFAULT_TTL_S
@@ -104,6 +104,15 @@ class Cluster:
         name = f"beat-{len(self.beats) + 1}"
         self.beats.append(Beat(name, words, self.environment, self.queue, clock, self._prefix))
         return self.beats[-1]
+
+    def carry(self, more: Mapping[str, Mapping[str, Any]]) -> None:
+        """Let the beats that are started from now on have these entries too; when they ought to run is for the test.
+
+        Args:
+            more: Name → what ``beat_schedule`` has of it, but for the task; a text for a schedule is one of `cron`.
+        """
+        project = json.loads(self.environment["ACCEPTANCE"])
+        self.environment = {**self.environment, "ACCEPTANCE": json.dumps({**project, "more": more})}
 
     def wait_until_sending(self, beat: Beat) -> None:
         """Return when a beat has sent the first of what falls due at the next full second, and not yet the rest."""

@@ -73,13 +73,13 @@ def locked(path: Path) -> Outage:
     return Outage("store locked", begin, end)
 
 
-def out_of_memory(server: RedisServer) -> Outage:
+def out_of_memory(server: RedisServer, what: str = "store") -> Outage:
     """A Redis that evicts nothing and has no memory left: it answers reads and refuses writes."""
 
     def limit(size: str) -> None:
         assert server.call("CONFIG", "SET", "maxmemory", size) == b"+OK"
 
-    return Outage("store out of memory", lambda: limit("1"), lambda: limit("0"))
+    return Outage(f"{what} out of memory", lambda: limit("1"), lambda: limit("0"))
 
 
 def full(beats: Sequence[Beat]) -> Outage:

@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import Celery, signals
 
+from celery_distsched import cron
 from celery_distsched.holding import Move
 from celery_distsched.record import Record
 from celery_distsched.tally import Tally
@@ -20,13 +21,19 @@ from tests.acceptance.rhythms import rhythms
 
 _given = json.loads(os.environ["ACCEPTANCE"])
 
+
+def _entry(schedule: Any, **others: Any) -> dict[str, Any]:
+    when = cron(schedule) if isinstance(schedule, str) else schedule
+    return {"task": "nobody.runs.it", "schedule": when, **others}
+
+
 app = Celery("acceptance")
 app.conf.update(
     _given["settings"],
     beat_scheduler="celery_distsched:DistributedScheduler",
     beat_schedule={
-        name: {"task": "nobody.runs.it", "schedule": rhythm.schedule}
-        for name, rhythm in rhythms(_given["entries"], _given["fastest_s"]).items()
+        **{name: _entry(one.schedule) for name, one in rhythms(_given["entries"], _given["fastest_s"]).items()},
+        **{name: _entry(**given) for name, given in _given["more"].items()},
     },
 )
 

@@ -7,8 +7,11 @@ import time
 import pytest
 
 from tests.acceptance.cluster import Cluster, wait_for_a_burst
-from tests.acceptance.queue import Queue
+from tests.acceptance.outages import out_of_memory
+from tests.acceptance.queue import Queue, RedisQueue
 from tests.figures import Figure
+from tests.same_redis.watched import FAST, Watch
+from tests.servers import RedisServer
 
 TTL_S = 2.0
 KILLS = 8
@@ -40,3 +43,29 @@ def test_kills_in_the_middle_of_bursts_lose_nothing_and_double_nothing(
     assert not sent.doubled(), f"{sent.doubled()}{story}"
     assert not sent.strays(), f"{sent.strays()}{story}"
     assert not sent.confused(), f"{sent.confused()}{story}"
+
+
+def test_a_redis_that_was_out_of_memory_claims_and_pushes_in_one_call_again() -> None:
+    with RedisServer() as server:
+        watch, queue = Watch(server.url()), RedisQueue(server.url())
+        with Cluster(server.url(), queue, entries=60, ttl_s=TTL_S) as cluster:
+            beats = cluster.start(2)
+            began = time.time()
+            for _ in range(2):
+                wait_for_a_burst()
+                with cluster.during(out_of_memory(server)):
+                    time.sleep(TTL_S + 1)
+                cluster.wait_until_each_sends(beats, within_s=15)
+            before = watch.ways()
+            wait_for_a_burst()
+            cluster.kill(beats[0])
+            ended = time.time()
+            cluster.settle(began, ended, within_s=TTL_S + 3)
+            sent, story = cluster.sent, cluster.story()
+            outages = len(cluster.outages)
+        watch.close()
+    assert not sent.lost(began, ended), story
+    assert not sent.doubled(), f"{sent.doubled()}{story}"
+    assert {way for ways in before.values() for way in ways} == {FAST}, story
+    assert len(beats[1].lines("the store does not answer")) == outages, story
+    assert len(beats[1].lines("the store answers again")) == outages, story

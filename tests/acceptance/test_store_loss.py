@@ -24,10 +24,12 @@ CASES = {
     "a Redis starts empty": "redis+zset",
     "a Redis evicts the ledger": "redis+zset",
     "an etcd is emptied": "etcd",
+    "an etcd starts empty": "etcd",
     "a Consul is emptied": "consul",
+    "a Consul starts empty": "consul",
     "an SQLite file is deleted": "sqlite",
 }
-#: Seconds that a run may be late by which falls due while a store is empty.
+#: Seconds that a run may be late by which falls due while a store is empty, from when it can be reached.
 REFILL_S = 2 * TTL_S
 
 
@@ -38,6 +40,8 @@ class Result(NamedTuple):
     cluster: Cluster
     began: float
     lost_at: float
+    #: When there was a store again.
+    back_at: float
     ended: float
 
 
@@ -55,7 +59,7 @@ def delete(path: Path) -> None:
 @pytest.fixture(scope="module")
 def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Result]]:
     flushed, with_keys, emptied = RedisServer(), RedisServer(), RedisServer()
-    etcd, consul = EtcdServer(), ConsulServer()
+    etcd, new_etcd, consul, new_consul = EtcdServer(), EtcdServer(), ConsulServer(), ConsulServer()
     evicting = RedisServer("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     file = tmp_path_factory.mktemp("store") / "store.sqlite3"
     ways: list[tuple[str, Callable[[str], None]]] = [
@@ -64,7 +68,9 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
         (emptied.url(), lambda namespace: emptied.restart(empty=True)),
         (evicting.url(), lambda namespace: evict(evicting, namespace)),
         (etcd.url(), lambda namespace: etcd.flush()),
+        (new_etcd.url(), lambda namespace: new_etcd.restart(empty=True)),
         (consul.url(), lambda namespace: consul.flush()),
+        (new_consul.url(), lambda namespace: new_consul.restart(empty=True)),
         (f"sqlite:///{file}", lambda namespace: delete(file)),
     ]
 
@@ -79,16 +85,17 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
             time.sleep(1.5 - began % 1)
             lost_at = time.time()
             lose(cluster.namespace)
+            back_at = time.time()
             time.sleep(TTL_S + 1)
             # One that knows nothing of what was there must not take that for the beginning of all.
             cluster.start()
             time.sleep(2 * TTL_S)
             ended = time.time()
             cluster.settle(began, ended, within_s=8)
-            return Result(case, cluster, began, lost_at, ended)
+            return Result(case, cluster, began, lost_at, back_at, ended)
 
     with ExitStack() as stack:
-        for server in (flushed, with_keys, emptied, evicting, etcd, consul):
+        for server in (flushed, with_keys, emptied, evicting, etcd, new_etcd, consul, new_consul):
             stack.enter_context(server)
         yield at_once({case: lambda nth=nth, case=case: run(nth, case) for nth, case in enumerate(CASES)})  # type: ignore[misc]
 
@@ -100,7 +107,7 @@ def result(request: pytest.FixtureRequest, result_of: Callable[[str], Result]) -
 
 def test_a_lost_store_loses_no_run_and_each_grid_goes_on(result: Result, figure: Figure) -> None:
     sent, story = result.cluster.sent, result.cluster.story()
-    worst_s = max(sent.delays(result.lost_at, upto=result.ended).values())
+    worst_s = max(sent.delays(result.back_at, upto=result.ended).values())
     figure.seconds("store loss", CASES[result.case], worst_s, REFILL_S, f"the latest run; {result.case}")
     assert worst_s <= REFILL_S, f"{worst_s:.2f} s{story}"
     assert not (lost := sent.lost(result.began, result.ended)), f"lost: {', '.join(map(str, lost))}{story}"

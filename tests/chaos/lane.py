@@ -38,9 +38,13 @@ class Lane:
     broker: str
     store_outages: Mapping[str, Outage]
     broker_outages: Mapping[str, Outage]
+    #: Has the store lose the data of a namespace.
+    lose: Callable[[str], object]
     #: Whether cluster time comes from the store, so that no beat's clock matters.
     clocks: bool = False
     hangs: bool = True
+    #: Whether nothing excuses a run that comes twice.
+    exactly_once: bool = False
     #: The servers.
     servers: Sequence[Server] = ()
 
@@ -65,6 +69,7 @@ class Run:
     """What became of a plan."""
 
     lane: str
+    exactly_once: bool
     began: float
     ended: float
     cluster: Cluster
@@ -101,7 +106,7 @@ def run(lane: Lane, plan: Plan) -> Run:
                 hurt.pid == beat.beat_pid and hurt.kind in ("kill -9", "SIGTERM") for hurt in cluster.hurts
             ):
                 faults.append(f"{beat.name} ended by itself with {beat.exit_code}")
-    return Run(lane.name, began, ended, cluster, lane.queue.vanished(), faults)
+    return Run(lane.name, lane.exactly_once, began, ended, cluster, lane.queue.vanished(), faults)
 
 
 def settle(cluster: Cluster, began: float, ended: float) -> None:
@@ -134,6 +139,7 @@ class _Hand:
             "join": self._join,
             "store": self._away,
             "broker": self._away,
+            "lose": self._lose,
         }
         acts[event.what](event)
 
@@ -165,9 +171,16 @@ class _Hand:
 
     def _join(self, event: Event) -> None:
         own = self._lane.clocks and has_own_clock(event.beat)
+        self._cluster.note("deploy")
+        # Nobody runs it; but who has it has another schedule than all who have not.
+        self._cluster.carry({f"of the {event.way} version": {"schedule": 3600, "enabled": False}})
         beat = self._cluster.add(clock=self.clock_of(event.beat) if own else None)
         assert self._cluster.beats[event.beat] is beat, "two joined out of turn"
         beat.launch()
+
+    def _lose(self, event: Event) -> None:
+        self._cluster.note("store empty")
+        self._lane.lose(self._cluster.namespace)
 
     def _away(self, event: Event) -> None:
         outages = self._lane.store_outages if event.what == "store" else self._lane.broker_outages

@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
-from tests.acceptance.outages import Outage, cut, frozen, killed, locked, silent
+from tests.acceptance.outages import Outage, cut, frozen, killed, locked, out_of_memory, silent
 from tests.acceptance.queue import Queue, RedisQueue
 from tests.acceptance.rabbit_queue import RabbitQueue
 from tests.chaos.lane import Lane
@@ -42,12 +43,14 @@ def lane(name: str) -> Iterator[Lane]:
         if new_store is None:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-"))) / "store.sqlite3"
             store, store_outages = f"sqlite:///{path}", _by_name([locked(path)])
+            lose = partial(_delete, path)
         else:
             server = stack.enter_context(new_store())
             servers.append(server)
             wire = stack.enter_context(Wire(server.port))
             store = server.url(scheme, port=wire.port)
             store_outages = _by_name(_ways("store", server, wire))
+            lose = partial(_flush, server) if new_broker is not None else partial(_evict, server)
         if new_broker is None:
             # The one server is the broker too: what befalls the store befalls both.
             assert isinstance(server, RedisServer)
@@ -59,9 +62,11 @@ def lane(name: str) -> Iterator[Lane]:
                 server.url(port=wire.port),
                 store_outages,
                 {},
+                lose,
                 clocks=True,
                 # Who hooks into sending, to hang it, is not on the fast way.
                 hangs=False,
+                exactly_once=True,
                 servers=servers,
             )
             return
@@ -75,13 +80,31 @@ def lane(name: str) -> Iterator[Lane]:
             broker.url(port=broker_wire.port),
             store_outages,
             _by_name(_ways("broker", broker, broker_wire)),
+            lose,
             clocks=scheme.startswith("redis"),
             servers=[*servers, broker],
         )
 
 
 def _ways(what: str, server: Server, wire: Wire) -> list[Outage]:
-    return [killed(what, server), frozen(what, server), cut(what, wire), silent(what, wire)]
+    ways = [killed(what, server), frozen(what, server), cut(what, wire), silent(what, wire)]
+    return [*ways, out_of_memory(server, what)] if isinstance(server, RedisServer) else ways
+
+
+def _flush(server: Server, namespace: str) -> None:
+    assert isinstance(server, (RedisServer, EtcdServer, ConsulServer))
+    server.flush()
+
+
+def _evict(server: Server, namespace: str) -> None:
+    """The queue is in the same database."""
+    assert isinstance(server, RedisServer)
+    assert server.call("DEL", f"distsched:{{{namespace}}}:ledger") == b":1"
+
+
+def _delete(path: Path, namespace: str) -> None:
+    for file in path.parent.iterdir():
+        file.unlink()
 
 
 def _by_name(outages: list[Outage]) -> dict[str, Outage]:

@@ -14,11 +14,16 @@ FIRST = 3
 _WEIGHTS = {"kill": 3, "terminate": 2, "stop": 3, "hang": 1, "step": 2, "join": 2, "store": 2, "broker": 2}
 _OUTAGES_S = (0.3, 1.0, 2.5, 6.0, 9.0)
 _PAUSES_S = (0.3, 2.0, 6.0, 8.0)
+#: Of the schedule, as a rolling deploy brings it, or takes it back; the first beats have none of these.
+_VERSIONS = ("first", "second", "third")
 _STEPS_S = (3600.0, -3600.0, 90.0, -90.0, 0.0)
 #: Seconds of a broker's longest outage, and of the shortest run that has one.
 _LONG_S, _WITH_LONG_S = 30.0, 150.0
 #: Seconds in which a server starts, and beats come back to it.
 _BACK_S = 8.0
+#: Seconds before a store loses its data, and after, without another fault: what a node has in hand that dies with the
+#: store's data nobody knows any more.
+_CALM_S = 12.0
 #: Seconds at the end in which nothing new is done.
 QUIET_S = 8.0
 
@@ -32,7 +37,7 @@ class Event(NamedTuple):
     beat: int = -1
     #: Seconds, for what does not last.
     lasts_s: float = 0.0
-    #: Which way of being away, or how far to set a clock.
+    #: Which way of being away, or which version of the schedule.
     way: str = ""
     ahead_s: float = 0.0
 
@@ -64,6 +69,13 @@ class _Planner:
     busy_until: dict[str, float] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 
+    def between(self, first_s: float, last_s: float) -> None:
+        """Plan faults that begin and end in this time."""
+        at_s = first_s
+        while at_s < last_s:
+            self.add(at_s, last_s - at_s)
+            at_s += 0.3 + self.rng.expovariate(1 / 1.7)
+
     def free_beats(self, at_s: float) -> list[int]:
         return [beat for beat in self.alive if self.busy_until.get(f"beat {beat}", 0.0) < at_s]
 
@@ -81,12 +93,11 @@ class _Planner:
         }
         return [what for what, may in can.items() if may]
 
-    def add(self, at_s: float) -> None:
+    def add(self, at_s: float, left_s: float) -> None:
         possible = self.possible(at_s)
         if not possible:
             return
         what = self.rng.choices(possible, [_WEIGHTS[one] for one in possible])[0]
-        left_s = self.seconds - QUIET_S - at_s
         if what in ("store", "broker"):
             way = self.rng.choice(self.store_ways if what == "store" else self.broker_ways)
             lasts_s = min(self.rng.choice(_OUTAGES_S), left_s)
@@ -99,7 +110,7 @@ class _Planner:
         elif what == "join":
             self.alive.append(self.born)
             self.busy_until[f"beat {self.born}"] = at_s + 5
-            self.events.append(Event(at_s, what, self.born))
+            self.events.append(Event(at_s, what, self.born, way=self.rng.choice(_VERSIONS)))
             self.born += 1
         elif what == "step":
             beat = self.rng.choice([one for one in self.free_beats(at_s) if has_own_clock(one)])
@@ -115,7 +126,13 @@ class _Planner:
 
 
 def plan(
-    seed: str, seconds: float, *, store_ways: Sequence[str], broker_ways: Sequence[str], clocks: bool, hangs: bool
+    seed: str,
+    seconds: float,
+    *,
+    store_ways: Sequence[str],
+    broker_ways: Sequence[str],
+    clocks: bool,
+    hangs: bool,
 ) -> Plan:
     """Return the faults that follow from a seed.
 
@@ -128,8 +145,11 @@ def plan(
         hangs: Whether loops may be made to hang.
     """
     planner = _Planner(random.Random(seed), seconds, store_ways, broker_ways, clocks, hangs)
-    at_s = 0.5
-    while at_s < seconds - QUIET_S:
-        planner.add(at_s)
-        at_s += 0.3 + planner.rng.expovariate(1 / 1.7)
+    first_s, last_s = 0.5, seconds - QUIET_S
+    if seconds >= _WITH_LONG_S:
+        lost_s = planner.rng.uniform(0.45, 0.65) * seconds
+        planner.between(first_s, lost_s - _CALM_S)
+        planner.events.append(Event(lost_s, "lose"))
+        first_s = lost_s + _CALM_S
+    planner.between(first_s, last_s)
     return Plan(planner.events, seconds)

@@ -23,14 +23,14 @@ class Account:
         self.expected = sent.expected(run.began, run.ended)
         self.lost = set(sent.lost(run.began, run.ended))
         self.doubled = set(sent.doubled())
-        self.unexcused = set(sent.doubled_without_cause(run.cluster.hurts))
+        self.unexcused = self.doubled if run.exactly_once else set(sent.doubled_without_cause(run.cluster.hurts))
         self.confused = sent.confused()
         self.strays = sent.strays()
         self.most = max((len(messages) for messages in sent.messages.values()), default=0)
         self._sent = sent
 
-    def wrong(self) -> list[str]:
-        """Return what must not be; nothing, where all is well."""
+    def broken(self) -> list[str]:
+        """Return which promises were broken, and by what; nothing, where none was."""
         found = {
             "lost": sorted(self.lost),
             "sent twice without an excuse": sorted(self.unexcused),
@@ -40,7 +40,11 @@ class Account:
         named = [f"{what}: {', '.join(map(str, which[:8]))}" for what, which in found.items() if which]
         if self.run.vanished:
             named.append(f"taken by the broker and not kept: {len(self.run.vanished)}")
-        return [f"{self.run.lane}: {one}" for one in [*named, *self.run.faults]]
+        return [f"{self.run.lane}: {one}" for one in named]
+
+    def wrong(self) -> list[str]:
+        """Return what must not be; nothing, where all is well."""
+        return [*self.broken(), *(f"{self.run.lane}: {one}" for one in self.run.faults)]
 
     def tell(self, logs: Path) -> None:
         """Write down what the beats said, and what is known of runs that came twice without an excuse, or latest."""

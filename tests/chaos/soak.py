@@ -7,13 +7,14 @@ often as that can be. At the end of each round these two are alone and at rest, 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import median
 
@@ -36,6 +37,8 @@ _AWAY_S = 0.7
 #: Seconds in which the beats come to rest before they are measured.
 _REST_S = 1.5
 _FULL = 10.0
+#: Rounds in which something that grows can be told from noise.
+_FEWEST = 4
 #: Minutes of a run that is worth a report.
 _WORTH = 5.0
 #: What is measured, and by how much its median may be larger in the last quarter than in the first.
@@ -56,17 +59,17 @@ class Soak:
     #: Figures at the end of each round.
     samples: list[dict[str, float]]
 
-    def quarters(self) -> dict[str, tuple[float, float]]:
-        """Return the medians of each figure in the first and the last quarter."""
-        part = max(1, len(self.samples) // 4)
-        first, last = self.samples[:part], self.samples[-part:]
-        return {name: (median(one[name] for one in first), median(one[name] for one in last)) for name in first[0]}
+    def quarters(self) -> dict[str, list[float]]:
+        """Return the medians of each figure in the four quarters."""
+        ends = [len(self.samples) * quarter // 4 for quarter in range(5)]
+        parts = [self.samples[first:last] for first, last in pairwise(ends)]
+        return {name: [median(one[name] for one in part) for part in parts] for name in _LIMITS}
 
     def wrong(self) -> list[str]:
         """Return what has grown, and what was lost or doubled."""
         grown = [
             f"{self.account.run.lane}: {name} went from {first:.1f} to {last:.1f}"
-            for name, (first, last) in self.quarters().items()
+            for name, (first, *_, last) in self.quarters().items()
             if last > _LIMITS[name](first)
         ]
         return grown + self.account.wrong()
@@ -96,7 +99,9 @@ def soak(place: Lane, seconds: float) -> Soak:
         ended = time.time()
         settle(cluster, began, ended)
         stayed = all(beat.exit_code is None for beat in lasting)
-    run = Run(place.name, began, ended, cluster, place.queue.vanished(), [] if stayed else ["a beat ended by itself"])
+    faults = [] if stayed else ["a beat ended by itself"]
+    faults += [] if len(samples) >= _FEWEST else [f"{len(samples)} rounds are too few"]
+    run = Run(place.name, place.exactly_once, began, ended, cluster, place.queue.vanished(), faults)
     return Soak(Account(run), samples)
 
 
@@ -124,6 +129,11 @@ def late_at_rest(cluster: Cluster) -> float:
     """
     so_far, now_us = len(cluster.queue.messages), time.time() * SECOND_US
     time.sleep(_REST_S)
+    cluster.queue.wait_for(
+        lambda messages: any(message.instant_us > now_us for message in messages[so_far:]),
+        within_s=60,
+        what="anything new",
+    )
     new = [message for message in cluster.queue.messages[so_far:] if message.instant_us > now_us]
     return 1000 * median(message.seen_at - message.instant_us / SECOND_US for message in new)
 
@@ -157,6 +167,8 @@ def main() -> int:
     soaks = [run.result() for run in runs.values() if run.exception() is None]
     for one in soaks if given.logs is not None else ():
         one.account.tell(given.logs)
+        samples = "\n".join(map(json.dumps, one.samples))
+        (given.logs / f"{one.account.run.lane}.samples").write_text(samples)
     table = _table(soaks)
     print(table)
     wrong = failed + [what for one in soaks for what in one.wrong()]
@@ -182,9 +194,12 @@ def _table(soaks: Sequence[Soak]) -> str:
     for one in soaks:
         account, quarters = one.account, one.quarters()
         counts = [len(one.samples), len(account.expected), len(account.lost), len(account.doubled)]
-        pairs = [f"{first:.1f} → {last:.1f}" for first, last in (quarters[name] for name in _LIMITS)]
-        rows.append([account.run.lane, *map(str, counts), *pairs])
+        rows.append([account.run.lane, *map(str, counts), *(_told(quarters[name]) for name in _LIMITS)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _told(medians: Sequence[float]) -> str:
+    return " → ".join(f"{one:.1f}" for one in medians)
 
 
 if __name__ == "__main__":

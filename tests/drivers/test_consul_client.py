@@ -164,8 +164,12 @@ def test_a_token_for_the_namespace_is_enough(
     for driver in (open_at(f"{guarded.url()}?token={token}"), open_at(guarded.url(), token=f"{token}\n")):
         for call in _every_call(driver):
             call()
-    monkeypatch.setenv("CONSUL_HTTP_TOKEN", token)
+    # As it is read from a file that is mounted.
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", f"{token}\n")
     assert open_at(guarded.url()).members() == {}
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", "no\ntoken")
+    with pytest.raises(ConfigError, match="CONSUL_HTTP_TOKEN"):
+        open_at(guarded.url())
 
 
 def test_without_a_right_every_call_fails_and_says_where_to_write_the_token(

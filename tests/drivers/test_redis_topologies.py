@@ -141,6 +141,31 @@ def test_a_user_may_come_from_a_credential_provider(opened: Open, redis_server: 
             admin.acl_deluser("fetched")
 
 
+def test_a_credential_provider_that_fails_is_an_outage_and_leaves_no_connection_half_made(
+    opened: Open, redis_server: RedisServer
+) -> None:
+    class Provider(redis.CredentialProvider):
+        fails = True
+
+        def get_credentials(self) -> tuple[str, str]:
+            if self.fails:
+                raise RuntimeError("the token hunter2 has expired")
+            return "default", "any"
+
+    # Without a password the default user may do anything, in any database.
+    provider = Provider()
+    node = opened(f"redis://127.0.0.1:{redis_server.port}/3", credential_provider=provider)
+    for _ in range(2):
+        assert "hunter2" not in (told := said(node.members))
+        assert "the credential_provider raised RuntimeError" in told
+    provider.fails = False
+    node.join("me", "joined")
+    with redis.Redis(port=redis_server.port, db=3) as third, redis.Redis(port=redis_server.port, db=0) as first:
+        prefix = f"{node._prefix}*"  # type: ignore[attr-defined]
+        assert third.keys(prefix)
+        assert not first.keys(prefix)
+
+
 # Sentinels
 
 
@@ -304,7 +329,8 @@ def test_what_so_many_replicas_do_not_have_is_not_taken_for_done(
         if again:
             node.close()
         assert "0 replicas have what was written, and wait_replicas asks for 1" in said(node.swap, batch, "me")
-    node.renew("me", "a renewal waits for nobody")
+    # It is by its renewals that a node learns of an outage, and tells of it.
+    assert "0 replicas have what was written" in said(node.renew, "me", "info")
     assert opened(replica.url()).read(["entry"]) == [None]
     wire.mend()
     assert answers(lambda: node.swap(batch, fence="me"), within_s=15) == [Answer(False, "mine"), Answer(False, None)]

@@ -5,17 +5,21 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone, tzinfo
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
+from celery import Celery
+from celery.schedules import BaseSchedule, crontab
 from celery.utils.time import LocalTimezone
 from dateutil import tz as dateutil_tz  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_distsched.instants.rule import LATEST_US, SECOND_US
+from celery_distsched.instants import cron, rule_for
+from celery_distsched.instants.rule import LATEST_US, SECOND_US, Rule
 from celery_distsched.instants.wall_clock import WallClock, WallTimes, bits
 from celery_distsched.instants.zone import Zone
 
@@ -75,7 +79,7 @@ def at(hours: set[int] | None = None, minutes: set[int] | None = None) -> WallTi
     )
 
 
-def instants(rule: WallClock, after_us: int, upto_us: int) -> list[int]:
+def instants(rule: Rule, after_us: int, upto_us: int) -> list[int]:
     found = []
     instant = rule.after(after_us)
     while instant is not None and instant <= upto_us:
@@ -316,43 +320,113 @@ def test_agrees_with_a_walk_day_by_day(
     assert rule.count(first, last) == len(expected)
 
 
-def _changes(name: str) -> list[int]:
-    """The second of each change from 2020 to 2035 that the standard library knows."""
+class Change(NamedTuple):
+    """A local clock is set, at the beginning of a second."""
+
+    second: int
+    before: timedelta
+    after: timedelta
+
+    @property
+    def what_is_skipped_or_repeated(self) -> tuple[datetime, datetime]:
+        """What a local clock does not show at all, or shows twice: from the one until just before the other."""
+        utc = datetime.fromtimestamp(self.second, timezone.utc).replace(tzinfo=None)
+        return utc + min(self.before, self.after), utc + max(self.before, self.after)
+
+
+def _changes(name: str) -> Iterator[Change]:
+    """Each change from 2020 to 2035 that the standard library knows."""
     zone = ZoneInfo(name)
 
-    def offset(second: int) -> timedelta | None:
-        return datetime.fromtimestamp(second, zone).utcoffset()
+    def offset(second: int) -> timedelta:
+        offset = datetime.fromtimestamp(second, zone).utcoffset()
+        assert offset is not None
+        return offset
 
     samples = range(1_577_836_800, 2_082_758_400, 3 * 86_400)
-    return [
-        bisect_left(range(before, after + 1), True, key=lambda second: offset(second) != offset(before)) + before
-        for before, after in pairwise(samples)
-        if offset(before) != offset(after)
-    ]
+    for before, after in pairwise(samples):
+        if offset(before) != offset(after):
+            second = bisect_left(range(before, after + 1), True, key=lambda second: offset(second) != offset(before))
+            yield Change(before + second, offset(before), offset(after))
+
+
+@cache
+def all_changes() -> dict[str, tuple[Change, ...]]:
+    """Those of each timezone, but of several that change alike only those of one."""
+    names = {tuple(_changes(name)): name for name in sorted(available_timezones(), reverse=True)}
+    return {name: changes for changes, name in names.items()}
 
 
 def test_no_change_of_any_timezone_until_2035_loses_or_doubles_a_run() -> None:
     """At every quarter, by elapsed time and at fixed times, over every change that the standard library knows."""
     quarters = set(range(0, 60, 15))
-    seen: set[tuple[object, ...]] = set()
-    changes = 0
-    for name in sorted(available_timezones()):
-        zone = ZoneInfo(name)
-        looks = [(second, datetime.fromtimestamp(second, zone).utcoffset()) for second in _changes(name)]
-        if tuple(looks) in seen:
-            continue
-        seen.add(tuple(looks))
-        for second, _ in looks:
-            changes += 1
+    for name, changes in all_changes().items():
+        for second, _, _ in changes:
             start, end = second // 60 * MINUTE_US - HOUR_US, second // 60 * MINUTE_US + 4 * HOUR_US
             readings = clock_readings.__wrapped__(name, start - 3 * HOUR_US, end + 1, MINUTE_US)
             for wildcard in (True, False):
                 expected = by_brute_force(
                     readings, lambda wall: wall.minute in quarters, timedelta(minutes=1), wildcard=wildcard
                 )
-                rule = WallClock(at(None, quarters), zone, wildcard=wildcard)
+                rule = WallClock(at(None, quarters), ZoneInfo(name), wildcard=wildcard)
                 assert instants(rule, start, end) == [instant for instant in expected if instant > start], name
-    assert changes > 1_000
+    assert sum(map(len, all_changes().values())) > 1_000
+
+
+class Case(NamedTuple):
+    """A schedule as a user writes it, which wall times it names, and whether it runs by elapsed time."""
+
+    schedule: BaseSchedule
+    matches: Callable[[datetime], bool]
+    wildcard: bool
+
+
+def cases(wall: datetime, name: str, app: Celery) -> list[Case]:
+    """Schedules of each kind that name this minute; the app is in the timezone of this name."""
+    hour, minute = wall.hour, wall.minute
+
+    def same_minute(shown: datetime) -> bool:
+        return shown.minute == minute and shown.hour == hour
+
+    def each_ten(shown: datetime) -> bool:
+        return shown.minute % 10 == 0 and shown.second == 0 and shown.hour == hour
+
+    return [
+        Case(cron(f"{minute} {hour} * * *", name), lambda shown: same_minute(shown) and shown.second == 0, False),
+        Case(crontab(minute, hour, app=app), lambda shown: same_minute(shown) and shown.second == 0, False),
+        Case(cron(f"30 {minute} {hour} * * *", name), lambda shown: same_minute(shown) and shown.second == 30, False),
+        Case(cron(f"*/30 {minute} {hour} * * *", name), same_minute, True),
+        Case(cron(f"*/10 {hour} * * *", name), each_ten, True),
+        Case(crontab("*/10", hour, app=app), each_ten, True),
+    ]
+
+
+def test_what_a_change_of_any_timezone_until_2035_skips_or_repeats_runs_as_its_schedule_says() -> None:
+    """Of each change the middle of what is skipped or repeated, in each way in which a user can ask for it."""
+    step = timedelta(seconds=30)
+    for name, changes in all_changes().items():
+        with Celery("in this timezone", broker="memory://", set_as_current=False) as app:
+            app.conf.timezone = name
+            for change in changes:
+                first, last = change.what_is_skipped_or_repeated
+                is_skipped = change.after > change.before
+                between = [first + number * step for number in range((last - first) // step)]
+                length_us, change_us = (last - first) // timedelta(microseconds=1), change.second * SECOND_US
+                start, end = change_us - length_us - HOUR_US, change_us + length_us + HOUR_US
+                readings = clock_readings.__wrapped__(name, start, end + 1, step // timedelta(microseconds=1))
+                for schedule, matches, wildcard in cases(first + (last - first) / 2, name, app):
+                    what = f"{schedule} in {name} at {change}"
+                    named = [wall for wall in between if matches(wall)]
+                    shown = [wall for _, wall in readings if first <= wall < last and matches(wall)]
+                    assert named, what
+                    assert sorted(shown) == sorted([] if is_skipped else 2 * named), what
+                    expected = by_brute_force(readings, matches, step, wildcard=wildcard)
+                    if is_skipped and not wildcard:
+                        assert expected == [change_us], what
+                    rule = rule_for(schedule)
+                    assert rule is not None
+                    assert instants(rule, start - 1, end) == expected, what
+                    assert rule.count(start - 1, end) == len(expected), what
 
 
 # Timezones

@@ -137,3 +137,18 @@ def test_an_answer_that_was_lost_is_not_taken_for_that_of_the_next_call(
     wire.mend()
     assert driver.claim_and_push([claim("c", None, "1")], ME, run_id)() == [Answer(True, "1")]
     driver.close()
+
+
+def test_a_server_that_takes_no_writes_for_now_is_no_broker_that_refuses(url: str, driver: Any, run_id: str) -> None:
+    with redis.Redis.from_url(url) as admin:
+        admin.config_set("maxmemory", 1)
+        try:
+            landing = driver.claim_and_push([claim("a", None, "1"), claim("b", None, "1", to="another")], ME, run_id)
+            with pytest.raises(StoreUnavailable, match="used memory"):
+                landing()
+        finally:
+            admin.config_set("maxmemory", 0)
+        assert admin.keys("queue") == admin.keys("another") == []
+    assert driver.read(["a", "b"]) == [None, None]
+    # What refuses by its kind does so still, and the connection is of use.
+    assert driver.claim_and_push([claim("a", None, "1")], ME, run_id)() == [Answer(True, "1")]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 from celery import Celery, Task, signals
 from celery.app.amqp import AMQP
+from celery.app.routes import Router
 from celery.backends.base import DisabledBackend
 from celery.beat import Scheduler
 from kombu import messaging
@@ -65,6 +66,10 @@ PATCHED = {
     "Celery.send_task": (Celery, "send_task"),
     "AMQP.as_task_v2": (AMQP, "as_task_v2"),
     "Producer.publish": (messaging.Producer, "publish"),
+    "Producer._publish": (messaging.Producer, "_publish"),
+    "Producer._prepare": (messaging.Producer, "_prepare"),
+    "Router.route": (Router, "route"),
+    "Router.expand_destination": (Router, "expand_destination"),
     "Channel._put": (kombu_redis.Channel, "_put"),
     "Channel.basic_publish": (kombu_redis.Channel, "basic_publish"),
 }
@@ -169,7 +174,13 @@ class OwnRouter(AMQP):  # type: ignore[misc]
         return router
 
 
-@pytest.mark.parametrize("amqp", [OwnMessages, OwnSender, OwnRouter])
+class OwnProducer(AMQP):  # type: ignore[misc]
+    class Producer(messaging.Producer):
+        def _publish(self, *args: Any, **kwargs: Any) -> Any:
+            return super()._publish(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("amqp", [OwnMessages, OwnSender, OwnRouter, OwnProducer])
 def test_an_amqp_of_its_own_makes_each_message(
     cluster: Cluster, watch: Watch, log: Callable[[], list[str]], amqp: Any
 ) -> None:
@@ -215,6 +226,22 @@ class OwnTransport(kombu_redis.Transport):  # type: ignore[misc]
     """A transport that nobody here knows."""
 
     Channel = OwnChannel
+
+
+class OwnSync(DistributedScheduler):
+    """A scheduler that wants to be told now and then what was sent."""
+
+    synced: int = 0
+
+    def sync(self) -> None:
+        self.synced += 1
+
+
+def test_a_scheduler_that_syncs_does_so_as_often_as_it_says(cluster: Cluster, watch: Watch) -> None:
+    beat = run(cluster, cluster.app(SCHEDULE, beat_sync_every=1), scheduler=OwnSync)
+    assert watch.ways() == BOTH_ORDINARY
+    assert isinstance(beat.scheduler, OwnSync)
+    assert beat.scheduler.synced >= len(NAMES)
 
 
 def test_a_transport_of_its_own_pushes_each_message(

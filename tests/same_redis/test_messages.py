@@ -181,6 +181,21 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "the queue": lambda entry: entry["options"].update(queue="another"),
     "a header": lambda entry: entry["options"]["headers"].update(a=2),
 }
+
+
+class Answer:
+    """An argument that says itself what it is in JSON, and nothing of that in its `repr`."""
+
+    def __init__(self) -> None:
+        self.is_ = 42
+
+    def __repr__(self) -> str:
+        return "<Answer>"
+
+    def __json__(self) -> dict[str, int]:
+        return {"is": self.is_}
+
+
 #: What an entry may have that says nothing of what is in it but by its `repr`.
 MORE: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -283,6 +298,30 @@ def test_what_is_changed_in_place_is_sent_as_it_is_now(
     assert before is not None
     assert fast is not None
     same(fast, ordinary)
+    with pytest.raises(AssertionError):
+        same(before, ordinary)
+
+
+@pytest.mark.parametrize(
+    ("entry", "change"),
+    [
+        ({"args": [Answer()]}, lambda entry: setattr(entry["args"][0], "is_", 43)),
+        ({"options": {"link": celery.signature("next")}}, lambda entry: entry["options"]["link"].set(queue="x")),
+        ({"options": {"link": celery.signature("next")}}, lambda entry: entry["options"]["link"].set(immutable=True)),
+    ],
+    ids=["an argument", "a callback's queue", "a callback"],
+)
+def test_what_is_changed_without_a_trace_in_its_repr_is_sent_as_it_is_now(
+    two_ways: NewTwoWays, entry: dict[str, Any], change: Callable[[dict[str, Any]], Any]
+) -> None:
+    ways = two_ways({"nightly": entry})
+    (planned,) = ways.planned().values()
+    before = ways.fast(planned)
+    change(entry)
+    fast, ordinary = ways.fast(planned), ways.ordinary(planned)
+    assert before is not None
+    if fast is not None:
+        same(fast, ordinary)
     with pytest.raises(AssertionError):
         same(before, ordinary)
 

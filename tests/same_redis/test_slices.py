@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from kombu import entity
 from kombu.connection import Connection
 
 from celery_distsched import DistributedScheduler
@@ -24,6 +25,9 @@ from tests.scheduler.cluster import HOURLY, Beat, Cluster, now_us
 from tests.servers import RabbitServer, RedisServer
 from tests.servers.process import free_port
 
+# Any: kombu's calls have no types.
+Exchange: Any = entity.Exchange
+Queue: Any = entity.Queue
 IN_SLICES = "claimed, sent and confirmed one after the other, in slices"
 OTHER = {"nightly": HOURLY, "hourly": HOURLY}
 
@@ -145,7 +149,6 @@ def test_a_list_that_refuses_costs_no_other(redis_server: RedisServer, sending: 
             "too": [Outcome.ACCEPTED],
         }
         assert client.llen("celery") == 2
-        assert "barred" not in both.way.messages({"barred": (INSTANT_US,)})
 
 
 @pytest.mark.parametrize("in_slices", [True, False], ids=["in a slice", "one by one"])
@@ -191,6 +194,38 @@ def test_a_channel_that_the_broker_closes_leaves_unknown_what_it_had_not_confirm
     assert sum(Outcome.UNKNOWN.meaning in line or Outcome.REJECTED.meaning in line for line in log()) == 1
     # The next slice has another connection.
     assert both.slice("free") == {"free": [Outcome.ACCEPTED]}
+
+
+def test_a_queue_that_goes_with_its_last_worker_is_declared_for_each_message(rabbit: str, sending: NewSending) -> None:
+    passing = Queue("passing", auto_delete=True, durable=False)
+    both = sending(rabbit, {"passing": {"options": {"queue": passing}}, "free": {}})
+    both.scheduler.broker.connect()
+    assert both.way.slices(1e6) is not None
+    assert both.way.messages(dict.fromkeys(("passing", "free"), (INSTANT_US,))).keys() == {"free"}
+    for _ in range(2):
+        both.ordinary(both.planned["passing"])
+        with Connection(rabbit) as connection:  # type: ignore[no-untyped-call]
+            channel = connection.default_channel
+            assert channel.basic_get("passing", no_ack=True) is not None
+            channel.queue_delete("passing")
+
+
+@pytest.mark.parametrize(("bound", "fast"), [(True, True), (False, False)], ids=["declared", "not declared"])
+def test_an_exchange_is_left_to_the_broker_where_the_message_itself_declares_it(
+    rabbit: str, sending: NewSending, bound: bool, fast: bool
+) -> None:
+    queue = Queue("by name", Exchange("named"), routing_key="one")
+    options = {"queue": queue} if bound else {"exchange": "named", "routing_key": "one"}
+    both = sending(rabbit, {"named": {"options": options}}, task_queues=[queue, Queue("celery")])
+    both.scheduler.broker.connect()
+    assert both.way.slices(1e6) is not None
+    made = both.way.messages({"named": (INSTANT_US,)})
+    assert bool(made) is fast
+    if fast:
+        assert both.slice("named") == {"named": [Outcome.ACCEPTED]}
+        sliced = _from_rabbit(rabbit, "by name")
+        both.ordinary(both.planned["named"])
+        assert timeless(sliced, ordinary := _from_rabbit(rabbit, "by name")) == timeless(ordinary, ordinary)
 
 
 def test_a_broker_that_is_gone_has_taken_nothing_that_is_called_accepted(sending: NewSending) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
+import redis
 from celery import Celery, Task
 from celery.beat import BeatLazyFunc
 from kombu import entity
 from kombu.transport import redis as kombu_redis
 
+from celery_distsched import publisher
 from tests.same_redis.sending import run
 from tests.same_redis.watched import FAST, ORDINARY, Watch
-from tests.scheduler.cluster import HOURLY, Cluster
+from tests.scheduler.cluster import HOURLY, Beat, Cluster
 
 # Any: kombu's calls have no types.
 Exchange: Any = entity.Exchange
@@ -54,10 +57,16 @@ ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
     "a task whose apply_async is patched": ({"task": "patched"}, "apply_async of its own"),
     "a task class that names its messages": ({"task": "own name"}, "shadow_name of its own"),
     "a task id of its own": ({"options": {"task_id": "chosen"}}, "task id of its own"),
+    "a connection of its own": ({"options": {"connection": None}}, "connection of its own"),
+    "a router of its own": ({"options": {"router": None}}, "router of its own"),
     "a countdown": ({"options": {"countdown": 30}}, "countdown"),
     "another serializer": ({"options": {"serializer": "pickle"}}, "application/x-python-serialize"),
     "compression": ({"options": {"compression": "gzip"}}, "compress"),
     "a queue that expires": ({"options": {"queue": Queue("expiring", expires=60)}}, "expires"),
+    "a queue that goes with its last worker": (
+        {"options": {"queue": Queue("passing", auto_delete=True)}},
+        "declared anew",
+    ),
     "a named direct exchange": ({"options": {"exchange": "named", "routing_key": "one"}}, "exchange"),
     "a topic exchange": ({"options": {"queue": "topic", "routing_key": "one.two"}}, "exchange"),
     "a fanout exchange": ({"options": {"queue": "all"}}, "one queue"),
@@ -123,3 +132,92 @@ def test_a_message_of_the_older_protocol_goes_the_ordinary_way(
     assert watch.ways() in ({}, {HOOKED: [ORDINARY]})
     (reason,) = (line for line in log() if line.startswith(f"entry {HOOKED!r} goes the ordinary way: "))
     assert "protocol" in reason
+
+
+# While the beat runs
+
+
+@pytest.fixture
+def often(cluster: Cluster, watch: Watch) -> Iterator[Often]:
+    app = cluster.app({"often": {"task": "plain", "schedule": 0.2}})
+    _register(app)
+    beat = Beat(app)
+    try:
+        beat.tick_until(lambda: FAST in watch.ways().get("often", ()))
+        yield Often(app, beat, watch)
+    finally:
+        beat.close()
+
+
+class Often(NamedTuple):
+    """A beat that sends an entry the fast way, again and again."""
+
+    app: Celery
+    beat: Beat
+    watch: Watch
+
+    def goes(self, way: str) -> None:
+        """Wait until its messages take this way."""
+        self.beat.tick_until(lambda: self.watch.ways()["often"][-1] == way)
+
+
+def test_a_router_that_comes_later_is_asked_for_the_next_message(often: Often, cluster: Cluster) -> None:
+    asked = []
+
+    def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None) -> dict[str, Any]:
+        asked.append(name)
+        return {"queue": cluster.queue}
+
+    often.app.conf.update(task_routes=route)
+    often.goes(ORDINARY)
+    assert asked
+
+
+def test_a_route_that_is_changed_later_holds_for_the_next_message(often: Often, url: str) -> None:
+    often.app.conf.update(task_routes={"plain": {"queue": "another one"}})
+    with redis.Redis.from_url(url) as client:
+        often.beat.tick_until(lambda: client.llen("another one"))
+        client.delete("another one")
+    often.goes(FAST)
+
+
+def test_a_default_queue_that_is_changed_later_holds_for_the_next_message(often: Often, url: str) -> None:
+    often.app.conf.task_default_queue = "another one"
+    with redis.Redis.from_url(url) as client:
+        often.beat.tick_until(lambda: client.llen("another one"))
+        client.delete("another one")
+
+
+def test_a_task_that_is_patched_later_is_called_for_the_next_message(often: Often) -> None:
+    task, calls = often.app.tasks["plain"], list[int]()
+    send = task.apply_async
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return send(*args, **kwargs)
+
+    task.apply_async = patched
+    often.beat.tick_until(lambda: calls)
+    often.goes(ORDINARY)
+
+
+def test_a_task_that_stores_no_results_any_more_says_so_in_the_next_message(often: Often, url: str) -> None:
+    often.app.tasks["plain"].ignore_result = True
+    with redis.Redis.from_url(url) as client:
+        queue = often.app.conf.task_default_queue
+        often.beat.tick_until(lambda: json.loads(client.lindex(queue, 0))["headers"]["ignore_result"])
+    often.goes(FAST)
+
+
+def test_an_entry_whose_list_was_none_is_fast_again_in_the_end(
+    often: Often, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "_REST_S", 1.0)
+    queue = often.app.conf.task_default_queue
+    with redis.Redis.from_url(url) as client:
+        client.delete(queue)
+        client.set(queue, "taken")
+        often.beat.tick_until(lambda: often.beat.counts["rejected"])
+        client.delete(queue)
+    often.goes(ORDINARY)
+    often.goes(FAST)

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
@@ -75,6 +75,9 @@ SETTINGS = [
     url(f"redis://user:{SECRET}/x@h:6379/0", "distsched_url", "percent-encoded"),
     url(f"redis://user:{SECRET}#x@h:6379/0", "distsched_url", "percent-encoded"),
     url(f"redis://user:{SECRET}?x@h:6379/0", "distsched_url", "percent-encoded"),
+    url(f"redis://:{SECRET}/0", "distsched_url", "port", "65535"),
+    url(f"redis://user:{SECRET}/0", "distsched_url", "port", "65535"),
+    url("redis://[::1]:99999/0", "redis://[::1]:99999/0", "'99999' is not a port"),
     url(f"redis://:{SECRET}@h/zero", "distsched_url", "'zero'", "number of a database"),
     url(f"redis://:{SECRET}@h,h2/0", "distsched_url", "2 hosts"),
     url(f"etcd://user:{SECRET}@h/path", "etcd", "no path", "distsched_namespace"),
@@ -88,6 +91,19 @@ SETTINGS = [
     url("redis://h/0?db=x", "'db'", "'x'"),
     url("redis://h/0?ssl_ca_certs=/ca.pem", "ssl_ca_certs", "rediss://"),
     url("sqlite:////tmp/store.sqlite3?mode=ro", "'mode'", "none"),
+    case(
+        {"distsched_url": HERE, "distsched_driver_options": {"socket_keepalive_options": {"idle": 5}}},
+        "socket_keepalive_options",
+        "TCP_KEEPIDLE",
+    ),
+    case(
+        {
+            "distsched_url": "sentinel://h/0?master_name=m",
+            "distsched_driver_options": {"sentinel_kwargs": {"host": "h"}},
+        },
+        "sentinel_kwargs",
+        "'host'",
+    ),
     case(
         {"distsched_url": HERE, "distsched_driver_options": {"passwrd": SECRET}},
         "'passwrd'",
@@ -285,6 +301,36 @@ def test_a_name_with_an_address_in_it_is_reported_with_the_mend(
     runs_well_beside_the_others(cluster, caplog, {name: HOURLY}, Case(None, (name, "name=", "add_periodic_task")))
 
 
+@pytest.mark.parametrize("scheme", ["sqlite"])
+@pytest.mark.parametrize(("name", "words"), [(1, ("1", "a text", "'1'")), ("a\udc80", ("written down",))])
+def test_a_name_that_is_no_text_is_reported_with_the_mend(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, name: Any, words: tuple[str, ...]
+) -> None:
+    beat = cluster.beat({"first": HOURLY, name: HOURLY, "last": HOURLY})
+    cluster.seed("first", "last")
+    beat.tick_until(lambda: cluster.settled("first", "last"))
+    only_message(caplog, Case(None, words))
+
+
+class OwnClass:
+    """A schedule that is none of Celery's."""
+
+    def is_due(self, last_run_at: Any) -> tuple[bool, float]:
+        return True, 5.0
+
+    def now(self) -> Any:
+        return datetime.now(timezone.utc)
+
+
+@pytest.mark.parametrize("scheme", ["sqlite"])
+def test_a_schedule_of_another_class_than_celerys_is_asked(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    beat = cluster.beat({"asked": {"task": "nobody.runs.it", "schedule": OwnClass()}})
+    cluster.seed("asked")
+    beat.tick_until(cluster.sent)
+    assert [sent.entry for sent in cluster.sent()][:1] == ["asked"]
+    assert caplog.text == ""
+
+
 def runs_well_beside_the_others(
     cluster: Cluster, caplog: pytest.LogCaptureFixture, bad: dict[str, Any], wrong: Case, **conf: Any
 ) -> None:
@@ -419,6 +465,11 @@ def count_polls(beat: Beat) -> list[float]:
         '{"last": 1, "open": {"soon": "me"}}',
         '{"last": 1, "open": {"1": 2}}',
         '{"last": 1, "paused": "no"}',
+        # Nanoseconds: no date has so many.
+        '{"last":1733000000000000000}',
+        '{"last":-1}',
+        '{"last":1,"open":{"1733000000000000000":"-"}}',
+        "[" * 5000,
         "x" * 5000,
     ],
     ids=lambda text: str(text)[:40],
@@ -432,10 +483,29 @@ def test_a_record_that_is_none_is_reported_with_the_mend_and_left_alone(
     beat.tick_until(lambda: cluster.settled("first", "last"))
     over = time.monotonic() + 0.3
     beat.tick_until(lambda: time.monotonic() > over)
+    # It does not keep the loop busy either.
+    assert beat.scheduler.tick() > 0.01
     assert sorted(sent.entry for sent in cluster.sent()) == ["first", "last"]
     only_message(caplog, Case(None, ("'wrong one'", "remove or mend it")))
     assert len(caplog.records[-1].getMessage()) < 500
     assert cluster.driver.read(["wrong one"]) == [garbage]
+
+
+@pytest.mark.parametrize("scheme", ["sqlite"])
+@pytest.mark.parametrize(
+    "written",
+    ['{"last": %d}', '{"last":%d,"paused":false}', '{"open":{},"last":%d}', '{"last":%d,"of a later release":1}'],
+)
+def test_a_record_that_somebody_has_spelled_otherwise_is_understood_and_its_entry_runs_once(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, written: str
+) -> None:
+    cluster.driver.swap([Swap("mended", None, written % (now_us() - HOUR_US - 1_000_000))])
+    beat = cluster.beat({"mended": HOURLY})
+    beat.tick_until(cluster.sent)
+    beat.tick_until(lambda: cluster.settled("mended"))
+    assert beat.scheduler.tick() > 0.01
+    assert [sent.entry for sent in cluster.sent()] == ["mended"]
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("scheme", ["sqlite"])
@@ -486,6 +556,7 @@ def test_a_record_from_the_future_is_reported_with_the_mend(cluster: Cluster, ca
         "[]",
         '{"host": "h"}',
         '{"host":5,"ordinal":"x","digest":[],"cluster":"x","active":"?","wall_us":"noon"}',
+        "[" * 5000,
     ],
 )
 def test_a_member_that_is_none_of_ours_stops_nobody(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from celery_distsched import collector
+from celery_distsched.ledger import batches
 from celery_distsched.timetable import Timetable
 from tests.scheduler.cluster import HOURLY, Cluster, until
 from tests.servers import RedisServer
@@ -49,6 +50,25 @@ def test_records_are_read_in_order(cluster: Cluster, monkeypatch: pytest.MonkeyP
     beat.tick_until(lambda: beat.ready)
     # Twice: in a ledger that looks new nothing begins at once.
     assert [name for batch in batches if len(batch) > 1 for name in batch] == 2 * sorted(_ENTRIES)
+
+
+@pytest.mark.parametrize("scheme", ["redis+zset", "sqlite"])
+def test_a_burst_that_is_longer_than_the_ttl_costs_no_lease_and_makes_nobody_wait_for_its_end(cluster: Cluster) -> None:
+    ttl_s, names = 1.0, [f"entry {number}" for number in range(8_000)]
+    for batch in batches(names, 500):
+        cluster.seed(*batch)
+    # One after the other, as slowly as that can be.
+    quick = {"quick": {"task": "nobody.runs.it", "schedule": 0.2}}
+    conf = {"distsched_node_ttl": ttl_s, "distsched_fast_publish": False}
+    beat = cluster.beat({**dict.fromkeys(names, HOURLY), **quick}, **conf)
+    beat.tick_until(lambda: beat.counts["accepted"])
+    began, me = time.monotonic(), beat.inner.pool.view.me
+    beat.tick_until(lambda: beat.counts["accepted"] > len(names), within_s=60)
+    took_s, order = time.monotonic() - began, [one.entry for one in cluster.sent()]
+    assert took_s > ttl_s, "that was no burst"
+    assert beat.inner.pool.view.me == me
+    last = max(at for at, name in enumerate(order) if name != "quick")
+    assert order[:last].count("quick") > took_s / 0.2 / 2
 
 
 def test_an_idle_tick_walks_through_nothing_that_was_large_once(cluster: Cluster) -> None:

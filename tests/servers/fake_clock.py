@@ -53,3 +53,14 @@ class PythonClock(FakeClock):
     def environment(self) -> dict[str, str]:
         """Return where the offset is to be read."""
         return {"ACCEPTANCE_CLOCK": str(self._file)}
+
+
+class SuspendedClock(FakeClock):
+    """How much CLOCK_MONOTONIC is behind for a Python process that looks at this variable: it has been suspended.
+
+    A machine's other clocks go on meanwhile.
+    """
+
+    def environment(self) -> dict[str, str]:
+        """Return where the offset is to be read."""
+        return {"ACCEPTANCE_SUSPENDED": str(self._file)}

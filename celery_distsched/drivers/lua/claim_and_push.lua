@@ -4,7 +4,8 @@
 --       expected record ('' for none, else '=' and the record), the new one, and how many messages; and for each
 --       list, in the order of KEYS: how many of the claims are its own (they come in that order); all the messages.
 -- Answers nil where the fence is not there, 'elsewhere' where the broker is another server, else for each claim that
--- was not made: its number from 0, 'lost' or 'refused', and the record in its way or the error.
+-- was not made: its number from 0, 'lost' or 'refused', and the record in its way or the error. An error where the
+-- server takes no writes; nothing was done.
 
 if not is_member(ARGV[1]) then
   return false
@@ -19,6 +20,16 @@ local count = tonumber(ARGV[3])
 local records = redis.call('HMGET', KEYS[1], unpack(ARGV, 4, 3 + count))
 local claims_at, list_at = 4 + count, 4 + 4 * count
 local message_at = list_at + #KEYS - 2
+
+-- What says that the server takes no writes for now, of whatever list: no memory, a replica, a disk that is full.
+local function takes_no_writes(err)
+  for _, code in ipairs({'OOM', 'READONLY', 'MISCONF', 'NOREPLICAS'}) do
+    if string.find(err, code .. ' ', 1, true) then
+      return true
+    end
+  end
+  return false
+end
 
 local writes, not_made = {}, {}
 local number = 0
@@ -42,6 +53,10 @@ for list = 3, #KEYS do
     -- a list's messages go in one command, all or none.
     local pushed = redis.pcall('LPUSH', KEYS[list], unpack(pushes))
     local refused = type(pushed) == 'table' and pushed.err
+    if refused and #writes == 0 and takes_no_writes(refused) then
+      -- That cannot begin within a script: it met the first push, and nothing has been done.
+      return pushed
+    end
     for _, win in ipairs(wins) do
       if refused then
         not_made[#not_made + 1] = {win, 'refused', refused}
