@@ -69,8 +69,13 @@ def figure(request: pytest.FixtureRequest) -> Iterator[Figure]:
         figure.keep()
 
 
+#: They take longest, and are collected last: begun last, they would keep all other workers waiting.
+_FIRST = ("tests/workers/", "tests/test_demo.py", "tests/test_benchmarks.py", "tests/simulation/")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where figures are asked for, run the tests that measure something, and no others."""
+    """Put the longest first; where figures are asked for, run the tests that measure something, and no others."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_FIRST))
     if figures_file() is None:
         return
     measuring: dict[bool, list[pytest.Item]] = {True: [], False: []}

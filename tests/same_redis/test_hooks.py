@@ -69,7 +69,6 @@ PATCHED = {
     "Producer._publish": (messaging.Producer, "_publish"),
     "Producer._prepare": (messaging.Producer, "_prepare"),
     "Router.route": (Router, "route"),
-    "Router.expand_destination": (Router, "expand_destination"),
     "Channel._put": (kombu_redis.Channel, "_put"),
     "Channel.basic_publish": (kombu_redis.Channel, "basic_publish"),
 }
