@@ -16,7 +16,7 @@ from typing import NamedTuple
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.cluster_time import ClusterTime
 from celery_distsched.drivers.base import Member
-from celery_distsched.record import MAX_CHARACTERS, node_of
+from celery_distsched.record import MAX_CHARACTERS, NO_DATE_US, node_of
 from celery_distsched.ring import HashRing
 from celery_distsched.schedule_epoch import ScheduleEpoch
 
@@ -63,7 +63,9 @@ class Info:
         right = all(
             type(getattr(info, name)).__name__ == field.type for name, field in cls.__dataclass_fields__.items()
         )
-        return info if right else None
+        if not right or any(abs(number) >= NO_DATE_US for number in (info.wall_us, info.cluster_us, info.epoch)):
+            return None
+        return info
 
 
 class Pulse(NamedTuple):

@@ -18,7 +18,7 @@ MAX_OPEN = 32
 #: Characters of a stored text that anybody looks at: more than the fullest record of nodes with the longest names.
 MAX_CHARACTERS = 16_384
 #: The first instant, in microseconds, that Python has no date for: the year 10000.
-_NO_DATE_US = 253_402_300_800_000_000
+NO_DATE_US = 253_402_300_800_000_000
 #: No marks: one for all, since nearly every record has nothing open, nearly always.
 NOTHING: Mapping[int, str] = MappingProxyType({})
 
@@ -82,7 +82,7 @@ class Record(NamedTuple):
             raise ValueError(f"not a record: {text[:80]!r} ({exc!r})") from exc
         if type(last) is not int or type(paused) is not bool or any(type(m) is not str for m in record.open.values()):
             raise ValueError(f"not a record: {text[:80]!r}")
-        if not all(0 <= instant < _NO_DATE_US for instant in (last, *record.open)):
+        if not all(0 <= instant < NO_DATE_US for instant in (last, *record.open)):
             raise ValueError(f"not a record: {text[:80]!r} (an instant is a number of microseconds since 1970)")
         return record if record.text() == text else _Spelled.of(record, text)
 

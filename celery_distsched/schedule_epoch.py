@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from celery_distsched.drivers.base import Driver, Swap
+from celery_distsched.record import NO_DATE_US
 from celery_distsched.ring import point
 
 #: Where the register is kept, in the ledger; no entry may have a name that begins like this.
@@ -96,7 +97,7 @@ class ScheduleEpoch:
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
             return None
-        return found
+        return found if 0 <= found.since_us < NO_DATE_US and 0 <= found.epoch < NO_DATE_US else None
 
 
 def heirless(driver: Driver, digest: str, others: Collection[str]) -> Callable[[str], bool]:

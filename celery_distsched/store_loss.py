@@ -29,6 +29,7 @@ from celery_distsched.drivers.base import Driver, Swap
 from celery_distsched.ledger import Ledger, batches
 from celery_distsched.node_pool import NodePool, View
 from celery_distsched.progress import Progress
+from celery_distsched.record import NO_DATE_US
 from celery_distsched.schedule_epoch import RESERVED
 
 logger = logging.getLogger(__name__)
@@ -59,9 +60,10 @@ class Generation:
         """Read a mark; None where there is none, or something else."""
         try:
             stored = json.loads(text or "")
-            return cls(str(stored["name"]), str(stored["server"]), int(stored["since_us"]), bool(stored["new"]))
+            found = cls(str(stored["name"]), str(stored["server"]), int(stored["since_us"]), bool(stored["new"]))
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             return None
+        return found if 0 <= found.since_us < NO_DATE_US else None
 
 
 class StoreLoss:

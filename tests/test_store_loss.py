@@ -275,6 +275,9 @@ def test_a_claim_that_was_not_answered_cannot_arrive_when_its_record_has_been_pu
         swap(*late[0])
 
 
-@pytest.mark.parametrize("garbage", ["", "[]", "[" * 5000, '{"name":"a","server":"b","since_us":1e999,"new":true}'])
+_MARK = '{"name":"a","server":"b","since_us":%s,"new":true}'
+
+
+@pytest.mark.parametrize("garbage", ["", "[]", "[" * 5000, _MARK % "1e999", _MARK % "-1", _MARK % ("9" * 4000)])
 def test_a_mark_of_the_ledger_that_is_garbage_is_none(garbage: str) -> None:
     assert Generation.parse(garbage) is None

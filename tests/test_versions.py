@@ -220,8 +220,9 @@ def test_a_register_that_is_garbage_is_written_anew() -> None:
     driver = MemoryDriver(StoreUrl.parse("memory://epochs"), namespace=uuid4().hex, ttl_s=5.0, timeout_s=1.0)
     from celery_distsched.drivers import Swap
 
-    infinite = '{"epoch":1e999,"digest":"x","since":0,"names":""}'
-    for garbage in ("", "[]", "[" * 5000, infinite, '{"epoch": 1}', '{"epoch":1,"digest":"x","since":0,"names":"*"}'):
+    register_of = '{"epoch":%s,"digest":"x","since":%s,"names":""}'
+    numbers = [register_of % ("1e999", 0), register_of % (1, "9" * 4000), register_of % (-1, 0)]
+    for garbage in ("", "[]", "[" * 5000, *numbers, '{"epoch": 1}', '{"epoch":1,"digest":"x","since":0,"names":"*"}'):
         (text,) = driver.read(["\0schedule"])
         driver.swap([Swap("\0schedule", text, garbage)])
         found = register(driver, "one", ["a"], {}, NOW_US)

@@ -19,6 +19,7 @@ from celery.schedules import schedule
 
 from celery_distsched.drivers import Swap
 from celery_distsched.errors import ConfigError
+from celery_distsched.node_pool import Info
 from celery_distsched.record import Record
 from tests.scheduler.cluster import HOUR_US, HOURLY, Beat, Cluster, now_us, until
 from tests.servers import RedisServer, free_port
@@ -557,6 +558,7 @@ def test_a_record_from_the_future_is_reported_with_the_mend(cluster: Cluster, ca
         '{"host": "h"}',
         '{"host":5,"ordinal":"x","digest":[],"cluster":"x","active":"?","wall_us":"noon"}',
         "[" * 5000,
+        Info("h", 0, "d", "c", True, int("9" * 4000)).text(),
     ],
 )
 def test_a_member_that_is_none_of_ours_stops_nobody(
