@@ -69,12 +69,12 @@ def figure(request: pytest.FixtureRequest) -> Iterator[Figure]:
         figure.keep()
 
 
-#: They take longest, and are collected last: begun last, they would keep all other workers waiting.
-_FIRST = ("tests/workers/", "tests/test_demo.py", "tests/test_benchmarks.py", "tests/simulation/")
+#: They take long, wait most of the time, and are collected last: begun last, they would keep all the others waiting.
+_FIRST = "tests/workers/"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest first; where figures are asked for, run the tests that measure something, and no others."""
+    """Put the longest wait first; where figures are asked for, run the tests that measure something, and no others."""
     items.sort(key=lambda item: not item.nodeid.startswith(_FIRST))
     if figures_file() is None:
         return

@@ -18,6 +18,8 @@ def run(cluster: Cluster, app: Celery, *, scheduler: Any = DistributedScheduler)
     beat.scheduler = scheduler(app)
     try:
         beat.tick_until(lambda: cluster.settled(*names))
+        # By then it has said which way they go.
+        beat.tick_until(lambda: not beat.inner.dispatch._fast_way.surveying)
     finally:
         beat.close()
     return beat

@@ -58,7 +58,7 @@ def test_a_rebalance_is_worked_out_in_a_second(places: Places) -> None:
 def test_no_two_of_a_sample_of_the_nodes_own_an_entry_and_none_owns_many_more_than_its_share(places: Places) -> None:
     clock = VirtualClock()
     shares: list[set[str]] = []
-    for number in range(20):
+    for number in range(8):
         pool = NodePool(f"node{number}", TTL_S, clock)
         pool.renewed(f"node{number}#1", clock.now, 10**15)
         view = pool.observe(heartbeats(NODES, 1), "same")
