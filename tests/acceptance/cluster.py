@@ -77,6 +77,7 @@ class Cluster:
         self.environment = {"ACCEPTANCE": json.dumps(project)}
         self._prefix = prefix
         self._ttl_s = ttl_s or DEFAULT_TTL_S
+        self._in_a_file = store.startswith("sqlite")
         self.queue = queue
         self.rhythms = rhythms(entries, fastest_s)
         self.beats: list[Beat] = []
@@ -169,7 +170,7 @@ class Cluster:
         """SIGTERM; return when it has ended."""
         hurt = self._note("SIGTERM", beat)
         beat.terminate(within_s)
-        return self._over(hurt)
+        return self._replaced(hurt, hurt._replace(until=time.time(), confirmed=beat.confirmed()))
 
     @contextmanager
     def during(self, outage: Outage) -> Iterator[None]:
@@ -266,11 +267,17 @@ class Cluster:
         now = time.time()
         # After an outage a beat has to join again before it can confirm what it had sent.
         again_s = self._ttl_s + 1
-        gone = [one.at for one in self.outages if one.kind.startswith("store") and now <= one.until + again_s]
+        gone = [one.at for one in self.hurts if self._cuts_off(one, beat) and now <= one.until + again_s]
         self.hurts.append(
             Hurt(kind, beat.beat_pid, now, cut_off_at=min(gone, default=float("inf")), stretch=_stretch())
         )
         return self.hurts[-1]
+
+    def _cuts_off(self, hurt: Hurt, beat: Beat) -> bool:
+        """Say whether something that was done may have kept a beat from the store."""
+        # Who is stopped in the middle of writing to a file keeps its lock.
+        locks = self._in_a_file and hurt.kind == "SIGSTOP" and hurt.pid != beat.beat_pid
+        return locks or (not hurt.pid and hurt.kind.startswith("store"))
 
     def _over(self, hurt: Hurt, mended_from: float = float("inf")) -> Hurt:
         return self._replaced(hurt, hurt._replace(until=time.time(), mended_from=mended_from))
