@@ -35,8 +35,8 @@ long: .venv/.dev servers ## run the tests that take minutes each: a thousand kil
 figures: .venv/.dev servers ## measure what is promised on every store, for docs/guarantees.md; ARGS=--last-failed to try again and go on
 	@mkdir -p .cache
 	@$(if $(ARGS),,rm -f $(FIGURES))
-	@FIGURES=$(FIGURES) .venv/bin/pytest $(SIDE_BY_SIDE) -m "long or not long" tests/acceptance \
-		tests/scheduler/test_promises*.py tests/same_redis/test_kills.py $(ARGS)
+	@FIGURES=$(FIGURES) .venv/bin/pytest $(SIDE_BY_SIDE) tests/acceptance tests/scheduler/test_promises*.py $(ARGS)
+	@FIGURES=$(FIGURES) .venv/bin/pytest -m long tests/same_redis/test_kills.py
 	@exec .venv/bin/python -m tests.figures $(FIGURES)
 
 chaos: .venv/.dev servers ## hurt beats, stores and brokers at random; MINUTES=10 (default), SEED=... to do the same again
