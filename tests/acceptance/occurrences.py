@@ -17,6 +17,9 @@ _UNCONFIRMED_S = 0.5
 #: The same of one whose confirms are known: longer than it may take on any machine, and shorter than never.
 _NEVER_CONFIRMED_S = 5.0
 
+#: A broker has recovered when nothing that arrives has been late by so many seconds, for so many seconds.
+_LATE_S, _CALM_S = 2.0, 3.0
+
 
 class Occurrence(NamedTuple):
     """An entry and one of its instants."""
@@ -47,6 +50,22 @@ class Hurt(NamedTuple):
     stretch: float = 1.0
     #: What the store had told the beat to be confirmed; None: not known.
     confirmed: frozenset[Occurrence] | None = None
+
+    def until_nothing_is_late(self, arrivals: Iterable[Message]) -> Hurt:
+        """Return what was done to a broker as it lasted for those who use it.
+
+        One that comes back has much to take in and to give out, and may answer nobody in time meanwhile.
+
+        Args:
+            arrivals: All messages, in the order in which they were seen.
+        """
+        until = self.until
+        for message in arrivals:
+            if message.seen_at > until + _CALM_S:
+                break
+            if message.seen_at > until and message.seen_at - message.instant_us / SECOND_US > _LATE_S:
+                until = message.seen_at
+        return self._replace(until=until)
 
     def kept_from_confirming(self, message: Message) -> bool:
         """Say whether this befell the sender between the broker's acceptance of a message and its confirm.
@@ -127,7 +146,8 @@ class Sent:
     def doubled_without_cause(self, hurts: Iterable[Hurt]) -> dict[Occurrence, list[Message]]:
         """Return what was sent more than once though not more than one of its senders could have confirmed it."""
         # A frozen beat is between a check and a write only once: what comes late in this way is crossed off.
-        causes = list(hurts)
+        arrivals = sorted((one for some in self.messages.values() for one in some), key=lambda one: one.seen_at)
+        causes = [one.until_nothing_is_late(arrivals) if one.kind.startswith("broker") else one for one in hurts]
         late = list(causes)
         return {
             occurrence: messages

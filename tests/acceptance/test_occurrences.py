@@ -94,6 +94,10 @@ def test_a_second_message_needs_a_sender_that_could_not_confirm_the_first() -> N
     assert not doubled(first, second, broker)
     assert doubled(first, second, broker._replace(kind="store frozen")), "it can confirm when the store is back"
     assert doubled(first, second, broker._replace(at=BEGAN + 0.7)), "it had had its answer"
+    slow = first._replace(seen_at=BEGAN + 4)
+    again = second._replace(seen_at=BEGAN + 6)
+    assert not doubled(slow, again, broker), "it is back, and has not caught up yet"
+    assert doubled(slow, again, broker._replace(until=BEGAN + 0.5)), "it had been well again for long enough"
     assert doubled(first, second._replace(attempt=1), Hurt("kill -9", PID, BEGAN + 0.02)), "it is not said"
 
 

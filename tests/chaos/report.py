@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from tests.acceptance.beat import Beat
 from tests.acceptance.occurrences import Hurt, Occurrence
 from tests.acceptance.rhythms import SECOND_US
 from tests.chaos.lane import TTL_S, Run
@@ -28,6 +29,7 @@ class Account:
         self.strays = sent.strays()
         self.most = max((len(messages) for messages in sent.messages.values()), default=0)
         self._sent = sent
+        self._confirmed: dict[str, frozenset[Occurrence]] = {}
 
     def broken(self) -> list[str]:
         """Return which promises were broken, and by what; nothing, where none was."""
@@ -64,8 +66,13 @@ class Account:
             ]
             seen = f"seen {message.seen_at % 3600:.3f} s after the hour"
             sender = next(beat for beat in self.run.cluster.beats if beat.beat_pid == message.pid)
-            confirmed = "confirmed" if occurrence in sender.confirmed() else "not confirmed"
+            confirmed = "confirmed" if occurrence in self._confirmed_by(sender) else "not confirmed"
             yield f"{occurrence}: attempt {message.attempt} by {message.pid}, {confirmed}, {seen}; {', '.join(near)}"
+
+    def _confirmed_by(self, beat: Beat) -> frozenset[Occurrence]:
+        if beat.name not in self._confirmed:
+            self._confirmed[beat.name] = beat.confirmed()
+        return self._confirmed[beat.name]
 
     def rows(self) -> list[list[str]]:
         """Return a row of sums for all, for the time without a fault, and for each kind of fault."""
