@@ -150,8 +150,8 @@ class RedisCluster(_Group):
             self._running.enter_context(server)
             with self.client(server) as client:
                 first, last = -(-number * 16384 // 3), -(-(number + 1) * 16384 // 3) - 1
-                # Distinct epochs from the start: a clash of two would be settled by renaming, in its own time. And before
-                # the slots, with which a server may begin to count by itself.
+                # Distinct epochs from the start: a clash of two would be settled by renaming, in its own time. And
+                # before the slots, with which a server may begin to count by itself.
                 client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
                 client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
         self._running.enter_context(self.replica)
