@@ -31,6 +31,7 @@ from celery.utils.time import maybe_make_aware
 from kombu.serialization import dumps
 from kombu.utils.json import dumps as as_json
 
+from celery_distsched.broker import Outcome
 from celery_distsched.clock import iso
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.hooks import own
@@ -98,9 +99,9 @@ class Publisher:
         #: Entry → until when it goes the ordinary way, by the monotonic clock; of those that may come back from it.
         self._resting: dict[str, float] = {}
 
-    def rest(self, planned: PlannedEntry, why: str) -> None:
-        """Send this entry the ordinary way for a minute."""
-        self._resting[planned.name] = time.monotonic() + _REST_S
+    def rest(self, planned: PlannedEntry, why: str, for_s: float | None = None) -> None:
+        """Send this entry the ordinary way for some time: until the broker is looked at again, at least."""
+        self._resting[planned.name] = time.monotonic() + (_REST_S if for_s is None else for_s)
         self._avoid(planned, why)
 
     def _avoid(self, planned: PlannedEntry, why: str) -> None:
@@ -174,7 +175,9 @@ class Publisher:
         except OrdinaryWay as why:
             self._avoid(planned, str(why))
         except Exception as exc:  # noqa: BLE001  (whatever is wrong with it, the ordinary way reports it)
-            self.rest(planned, repr(exc))
+            # Where the broker was away, that says nothing of the entry.
+            away = self._scheduler.broker.outcome_of(exc) in (Outcome.REFUSED, Outcome.UNKNOWN)
+            self.rest(planned, repr(exc), 0.0 if away else None)
         else:
             self._ways[planned.name] = (planned, way)
             logger.debug("entry %r goes the fast way", planned.name)
