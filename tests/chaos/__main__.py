@@ -15,8 +15,6 @@ from tests.chaos.lanes import LANES, lane
 from tests.chaos.plan import plan
 from tests.chaos.report import Account, table
 
-#: The exit status that says that a promise was broken.
-BROKEN = 3
 #: Lanes that run side by side, on two processors.
 _AT_ONCE = 2
 #: Minutes of a run that is worth a report.
@@ -26,11 +24,7 @@ _ASIDE_S = 20.0
 
 
 def main() -> int:
-    """Run the lanes and print what they came to.
-
-    Returns:
-        0 if all is well, `BROKEN` if a run was lost, or came twice without an excuse, and 1 for anything else.
-    """
+    """Run the lanes, print what they came to; return 0 only if nothing was lost, and nothing doubled without excuse."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=_FULL, help="of the whole, about")
     parser.add_argument("--seed", default="", help="replays a plan; without one, another each time")
@@ -58,8 +52,6 @@ def main() -> int:
     print(f"\nseed {seed}: {'; '.join(wrong) or 'nothing lost, nothing twice without an excuse'}")
     if given.report is not None and given.minutes >= _FULL and not given.lane and not wrong:
         given.report.write_text(_page(accounts, seed, seconds, sys.argv[1:]))
-    if any(account.broken() for account in accounts):
-        return BROKEN
     return 1 if wrong else 0
 
 

@@ -31,8 +31,8 @@ class Account:
         self._sent = sent
         self._confirmed: dict[str, frozenset[Occurrence]] = {}
 
-    def broken(self) -> list[str]:
-        """Return which promises were broken, and by what; nothing, where none was."""
+    def wrong(self) -> list[str]:
+        """Return what must not be; nothing, where all is well."""
         found = {
             "lost": sorted(self.lost),
             "sent twice without an excuse": sorted(self.unexcused),
@@ -42,11 +42,7 @@ class Account:
         named = [f"{what}: {', '.join(map(str, which[:8]))}" for what, which in found.items() if which]
         if self.run.vanished:
             named.append(f"taken by the broker and not kept: {len(self.run.vanished)}")
-        return [f"{self.run.lane}: {one}" for one in named]
-
-    def wrong(self) -> list[str]:
-        """Return what must not be; nothing, where all is well."""
-        return [*self.broken(), *(f"{self.run.lane}: {one}" for one in self.run.faults)]
+        return [f"{self.run.lane}: {one}" for one in [*named, *self.run.faults]]
 
     def tell(self, logs: Path) -> None:
         """Write down what the beats said, and what is known of runs that came twice without an excuse, or latest."""

@@ -14,6 +14,7 @@ from kombu import entity
 from kombu.transport import redis as kombu_redis
 
 from celery_distsched import publisher
+from tests.same_redis.conftest import NewTwoWays
 from tests.same_redis.sending import run
 from tests.same_redis.watched import FAST, ORDINARY, Watch
 from tests.scheduler.cluster import HOURLY, Beat, Cluster
@@ -221,3 +222,22 @@ def test_an_entry_whose_list_was_none_is_fast_again_in_the_end(
         client.delete(queue)
     often.goes(ORDINARY)
     often.goes(FAST)
+
+
+def test_a_broker_that_goes_away_while_an_entry_is_looked_at_says_nothing_of_the_entry(
+    two_ways: NewTwoWays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = two_ways({"nightly": {}})
+    (planned,) = ways.planned().values()
+    assert ways.ready() is not None
+    with monkeypatch.context() as away:
+        away.setattr(publisher.Publisher, "_catch", _raises(redis.ConnectionError("reset by peer")))
+        assert ways.fast(planned) is None
+    assert ways.fast(planned) is not None
+
+
+def _raises(error: Exception) -> Callable[..., Any]:
+    def raising(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return raising
