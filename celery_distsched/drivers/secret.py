@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
 from celery_distsched.drivers.url import StoreUrl
 
+#: Fetched ones that are remembered: more than there are connections that may still be asked with one.
+_FETCHED = 16
 _NAMES = re.compile(r"pass(word|wd)?$|token|secret", re.IGNORECASE)
 
 
@@ -17,15 +20,20 @@ class Secrets:
     """The passwords and tokens of one driver, in every spelling in which a message may repeat them."""
 
     def __init__(self, url: StoreUrl, settings: Mapping[str, Any], *others: str | None) -> None:
-        self._texts: list[str] = []
-        self.learn(url.password, *others, *_values(settings))
+        self._given = [url.password, *others, *_values(settings)]
+        self._fetched: deque[str] = deque(maxlen=_FETCHED)
+        self._texts = self._spelled()
 
-    def learn(self, *values: str | None) -> None:
-        """Take in more of them, as they become known."""
+    def learn(self, value: str) -> None:
+        """Take in one that was fetched; those before it are forgotten in time, for tokens come and go."""
+        self._fetched.append(value)
+        self._texts = self._spelled()
+
+    def _spelled(self) -> list[str]:
+        values = (*self._given, *self._fetched)
         spelled = {text for value in values if value for text in (value, quote(value), quote(value, safe=""))}
-        # The longest first: one may be a part of another. A new list: another thread may be going through the old one.
-        texts = {*self._texts, *spelled, *(repr(text)[1:-1] for text in spelled)}
-        self._texts = sorted(texts, key=len, reverse=True)
+        # The longest first: one may be a part of another.
+        return sorted({*spelled, *(repr(text)[1:-1] for text in spelled)}, key=len, reverse=True)
 
     def masked(self, text: str) -> str:
         """Return the text with every secret replaced."""

@@ -212,3 +212,10 @@ def test_every_spelling_of_a_secret_is_masked(spelled: str) -> None:
         assert secrets.harmless(outer) is None
     harmless = OSError("nothing of it")
     assert secrets.harmless(harmless) is harmless
+
+
+def test_a_token_that_was_fetched_is_masked_and_forgotten_when_many_have_come_after_it() -> None:
+    secrets = Secrets(StoreUrl.parse("redis://:given@h/0"), {})
+    for number in range(100):
+        secrets.learn(f"token-{number}-")
+    assert secrets.masked("given token-99- token-0-") == "** ** token-0-"
