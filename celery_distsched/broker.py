@@ -48,6 +48,10 @@ _MEANING = {
 }
 
 
+class BrokerAway(Exception):
+    """It could not be found out how messages are to be written, since the broker does not answer."""
+
+
 class Broker:
     """One connection of our own, since Celery's has no timeouts and two lives: retries and a pool."""
 
@@ -108,6 +112,17 @@ class Broker:
         """A producer on the live connection."""
         self.connect()
         return self._producer
+
+    def answers(self) -> bool:
+        """Whether the broker answers on the connection that there is; if not, that is dropped. One bounded attempt."""
+        try:
+            if self._connection is not None:
+                # Opening a channel asks the server, on each transport.
+                self._connection.channel().close()
+        except Exception as exc:  # noqa: BLE001  (whatever it is, there was no answer)
+            logger.debug("the broker does not answer: %s", self.says(exc))
+            self.drop()
+        return self._connection is not None
 
     def _transport_options(self) -> dict[str, Any]:
         scheme = self._app.connection_for_write().transport_cls

@@ -17,7 +17,7 @@ from typing import Any
 
 from celery.beat import logger as beat_logger
 
-from celery_distsched.broker import Outcome
+from celery_distsched.broker import BrokerAway, Outcome
 from celery_distsched.clock import as_datetime
 from celery_distsched.drivers.base import Push
 from celery_distsched.entries import PlannedEntry
@@ -192,10 +192,15 @@ class FastWay:
         """Look at each entry that is unseen, a few at a time, and then say how many go this way."""
         while self._unseen:
             for _ in range(min(_AT_A_TIME, len(self._unseen))):
-                one = self._unseen.pop()
-                why = self._publisher.why_not(one) if self._publisher is not None else None
+                one = self._unseen[-1]
+                try:
+                    why = self._publisher.why_not(one) if self._publisher is not None else None
+                except BrokerAway:
+                    # All of them are looked at once there is a connection again.
+                    return
                 if why is not None:
                     self._ordinary[one.name] = why
+                self._unseen.pop()
             if self._unseen:
                 yield
         entries, reasons, others = self._entries, Counter(self._ordinary.values()), len(self._ordinary)
@@ -217,16 +222,26 @@ class FastWay:
     # Each entry
 
     def takes(self, name: str) -> bool:
-        """Whether this entry's messages can be made here."""
+        """Whether this entry's messages are made here, or it waits until that is known: it goes no other way till then."""
         planned = self._entries.get(name)
-        return planned is not None and self._publisher is not None and self._publisher.why_not(planned) is None
+        try:
+            return planned is not None and self._publisher is not None and self._publisher.why_not(planned) is None
+        except BrokerAway:
+            return True
 
     def messages(self, due: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
-        """Return the messages of entries by their instants, without those entries that go the ordinary way."""
+        """Return the messages of entries by their instants, without those entries that go the ordinary way.
+
+        None at all where the broker has gone away; the next look finds that out.
+        """
         if self._publisher is None:
             return {}
         known = [(self._entries[name], instants) for name, instants in due.items() if name in self._entries]
-        made = self._publisher.messages(known)
+        try:
+            made = self._publisher.messages(known)
+        except BrokerAway as exc:
+            logger.debug("no messages are made: %s", exc)
+            return {}
         return {planned.name: some for (planned, _), some in zip(known, made, strict=True) if some is not None}
 
     def send(

@@ -31,7 +31,7 @@ from celery.utils.time import maybe_make_aware
 from kombu.serialization import dumps
 from kombu.utils.json import dumps as as_json
 
-from celery_distsched.broker import Outcome
+from celery_distsched.broker import BrokerAway, Outcome
 from celery_distsched.clock import iso
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.hooks import own
@@ -99,9 +99,9 @@ class Publisher:
         #: Entry → until when it goes the ordinary way, by the monotonic clock; of those that may come back from it.
         self._resting: dict[str, float] = {}
 
-    def rest(self, planned: PlannedEntry, why: str, for_s: float | None = None) -> None:
-        """Send this entry the ordinary way for some time: until the broker is looked at again, at least."""
-        self._resting[planned.name] = time.monotonic() + (_REST_S if for_s is None else for_s)
+    def rest(self, planned: PlannedEntry, why: str) -> None:
+        """Send this entry the ordinary way for some time."""
+        self._resting[planned.name] = time.monotonic() + _REST_S
         self._avoid(planned, why)
 
     def _avoid(self, planned: PlannedEntry, why: str) -> None:
@@ -117,12 +117,20 @@ class Publisher:
                 self._ways.pop(name, None)
 
     def why_not(self, planned: PlannedEntry) -> str | None:
-        """Say why an entry goes the ordinary way; None: it does not."""
+        """Say why an entry goes the ordinary way; None: it does not.
+
+        Raises:
+            BrokerAway: That is not known.
+        """
         way = self._way(planned)
         return way if isinstance(way, str) else None
 
     def messages(self, due: Sequence[tuple[PlannedEntry, Sequence[int]]]) -> list[list[Any] | None]:
-        """Return the messages of each entry's instants; None for an entry that goes the ordinary way."""
+        """Return the messages of each entry's instants; None for an entry that goes the ordinary way.
+
+        Raises:
+            BrokerAway: None was made.
+        """
         made: list[list[Any] | None] = []
         # One moment for all: they are sent together. Many are of one instant.
         expiries, moments = dict[float, Any](), dict[int, str]()
@@ -169,19 +177,31 @@ class Publisher:
 
     def _new_way(self, planned: PlannedEntry) -> Way | str:
         try:
-            # A kind of its own has the arguments in it.
-            self._kinds.pop(planned.name, None)
-            way = self._way_by(self._kind_of(planned), planned.entry)
+            try:
+                way = self._made_way(planned)
+            except Exception as exc:
+                broker = self._scheduler.broker
+                if broker.outcome_of(exc) not in (Outcome.REFUSED, Outcome.UNKNOWN):
+                    raise
+                if not broker.answers():
+                    raise BrokerAway(broker.says(exc)) from exc
+                # It may have been away for a moment, which says nothing of the entry.
+                way = self._made_way(planned)
         except OrdinaryWay as why:
             self._avoid(planned, str(why))
+        except BrokerAway:
+            raise
         except Exception as exc:  # noqa: BLE001  (whatever is wrong with it, the ordinary way reports it)
-            # Where the broker was away, that says nothing of the entry.
-            away = self._scheduler.broker.outcome_of(exc) in (Outcome.REFUSED, Outcome.UNKNOWN)
-            self.rest(planned, repr(exc), 0.0 if away else None)
+            self.rest(planned, repr(exc))
         else:
             self._ways[planned.name] = (planned, way)
             logger.debug("entry %r goes the fast way", planned.name)
         return self._ways[planned.name][1]
+
+    def _made_way(self, planned: PlannedEntry) -> Way:
+        # A kind of its own has the arguments in it.
+        self._kinds.pop(planned.name, None)
+        return self._way_by(self._kind_of(planned), planned.entry)
 
     def _way_by(self, kind: Kind, entry: ScheduleEntry) -> Way:
         made_of = _text_of(entry)
@@ -294,6 +314,9 @@ class Publisher:
     def _catch(self, entry: ScheduleEntry) -> tuple[Caught, Any, str | None]:
         """Send an entry by `apply_async` but for the last step; also returns its body and serializer."""
         producer = self._scheduler.broker.producer
+        if producer.channel is not self._messages.channel:
+            # On another than the channel where it is caught, the message would leave.
+            raise BrokerAway("the connection to the broker is another one now")
         prepare, prepared, declare = producer._prepare, [], producer.maybe_declare
 
         def noted(body: Any, serializer: Any = None, *args: Any, **kwargs: Any) -> Any:

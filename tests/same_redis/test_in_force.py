@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 
+from celery_distsched import publisher
 from tests.same_redis.sending import run
 from tests.same_redis.storm import IN_FORCE, NOT_IN_FORCE
 from tests.same_redis.watched import FAST, ORDINARY, Watch
@@ -222,3 +224,33 @@ def test_no_run_goes_another_way_when_the_broker_was_away_while_it_was_looked_fo
     cluster.close()
     assert set(watch.ways()["often"]) == {FAST}
     assert [line.startswith(IN_FORCE) for line in said()] == [True]
+
+
+def test_no_run_goes_another_way_when_the_broker_goes_away_while_a_template_is_made(
+    url: str,
+    redis_server: RedisServer,
+    watch: Watch,
+    log: Callable[[], list[str]],
+    wire_to: Callable[[Server], Wire],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store is there all the time, so that the entry could be claimed, and sent when the broker is back."""
+    wire = wire_to(redis_server)
+    cluster = Cluster(url, broker=redis_server.url(port=wire.port, path="/7"), ttl_s=1.0)
+    catch, cuts = publisher.Publisher._catch, iter([True])
+
+    def cut_first(self: publisher.Publisher, entry: Any) -> Any:
+        if next(cuts, False):
+            wire.cut()
+        return catch(self, entry)
+
+    monkeypatch.setattr(publisher.Publisher, "_catch", cut_first)
+    beat = cluster.started({"often": {"task": "nobody.runs.it", "schedule": 0.2}})
+    until(lambda: any("the broker cannot be reached" in line for line in log()))
+    # Some instants pass.
+    time.sleep(0.5)
+    wire.mend()
+    until(lambda: len(cluster.sent()) >= 3)
+    beat.close()
+    cluster.close()
+    assert set(watch.ways()["often"]) == {FAST}

@@ -12,7 +12,7 @@ from celery import Celery
 from kombu import entity
 from kombu.connection import Connection
 
-from celery_distsched import DistributedScheduler
+from celery_distsched import DistributedScheduler, fast_way
 from celery_distsched.broker import Outcome
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.fast_way import FastWay
@@ -133,6 +133,23 @@ def test_a_body_of_many_frames_arrives_whole(rabbit: str, sending: NewSending) -
     body, _ = _from_rabbit(rabbit, "large")
     assert len(body) > 400_000
     assert len(set(body[20:300_000])) == 1
+
+
+def test_a_connection_that_is_lost_before_templates_are_made_costs_no_message_of_its_own(
+    rabbit: str, sending: NewSending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is caught to make a template of is of no occurrence: on a new connection it would leave."""
+    monkeypatch.setattr(fast_way, "_SURVEY_S", 0.0)
+    both = sending(rabbit, {"one": {}, "two": {"options": {"priority": 3}}}, task_default_queue="lost")
+    both.scheduler.broker.connect()
+    assert both.way.slices(1e6) is not None
+    both.scheduler.broker.drop()
+    assert both.way.messages({"one": (INSTANT_US,), "two": (INSTANT_US,)}) == {}
+    assert both.slice("one", "two") == {"one": [Outcome.ACCEPTED], "two": [Outcome.ACCEPTED]}
+    with Connection(rabbit) as connection:  # type: ignore[no-untyped-call]
+        channel = connection.default_channel
+        sent = [channel.basic_get("lost", no_ack=True) for _ in range(3)]
+    assert [message.headers["periodic_task_name"] for message in sent if message] == ["one", "two"]
 
 
 def test_a_list_that_refuses_costs_no_other(redis_server: RedisServer, sending: NewSending) -> None:

@@ -224,20 +224,17 @@ def test_an_entry_whose_list_was_none_is_fast_again_in_the_end(
     often.goes(FAST)
 
 
-def test_a_broker_that_goes_away_while_an_entry_is_looked_at_says_nothing_of_the_entry(
-    two_ways: NewTwoWays, monkeypatch: pytest.MonkeyPatch
+def test_an_error_that_is_the_entrys_own_says_nothing_of_the_broker(
+    cluster: Cluster, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ways = two_ways({"nightly": {}})
-    (planned,) = ways.planned().values()
-    assert ways.ready() is not None
-    with monkeypatch.context() as away:
-        away.setattr(publisher.Publisher, "_catch", _raises(redis.ConnectionError("reset by peer")))
-        assert ways.fast(planned) is None
-    assert ways.fast(planned) is not None
+    """Its arguments fail as a broker that has gone away does, each time that they are looked at."""
+    catch = publisher.Publisher._catch
 
+    def raising(self: publisher.Publisher, entry: Any) -> Any:
+        if entry.name == HOOKED:
+            raise redis.ConnectionError("reset by peer")
+        return catch(self, entry)
 
-def _raises(error: Exception) -> Callable[..., Any]:
-    def raising(*args: Any, **kwargs: Any) -> Any:
-        raise error
-
-    return raising
+    monkeypatch.setattr(publisher.Publisher, "_catch", raising)
+    run(cluster, cluster.app({HOOKED: {**HOURLY, "kwargs": {"n": 1}, "options": {"priority": 3}}, OTHER: HOURLY}))
+    assert watch.ways() == {HOOKED: [ORDINARY], OTHER: [FAST]}
