@@ -222,7 +222,7 @@ class FastWay:
     # Each entry
 
     def takes(self, name: str) -> bool:
-        """Whether this entry's messages are made here, or it waits until that is known: it goes no other way till then."""
+        """Whether its messages are made here, or it waits until that is known: it goes no other way till then."""
         planned = self._entries.get(name)
         try:
             return planned is not None and self._publisher is not None and self._publisher.why_not(planned) is None

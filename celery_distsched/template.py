@@ -54,6 +54,8 @@ class Messages(Protocol):
 
     #: Whether the broker itself knows which queues an exchange leads to.
     routed_by_broker: ClassVar[bool]
+    #: Where messages are caught, and no other.
+    channel: Any
 
     @property
     def marks(self) -> Mapping[str, str]:

@@ -14,7 +14,6 @@ from kombu import entity
 from kombu.transport import redis as kombu_redis
 
 from celery_distsched import publisher
-from tests.same_redis.conftest import NewTwoWays
 from tests.same_redis.sending import run
 from tests.same_redis.watched import FAST, ORDINARY, Watch
 from tests.scheduler.cluster import HOURLY, Beat, Cluster
