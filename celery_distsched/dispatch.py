@@ -273,7 +273,9 @@ class Dispatch:
             # Confirms of the slice before ride on the claims of this one.
             self.ledger.swap({**self.ledger.confirms(most), **claims})
         finally:
-            self._agenda.schedule([name for name in names if name not in self._agenda.timetable])
+            # What is on its way is scheduled when its answer comes, or its record has been read.
+            scheduled, unread = self._agenda.timetable, self.ledger.unread
+            self._agenda.schedule([name for name in names if name not in scheduled and name not in unread])
         self._outbox.send(claims, self._confirm)
 
     def _way(self) -> tuple[SameRedis | None, int]:

@@ -100,14 +100,19 @@ class Holding:
         if not self._phases:
             return ()
         if len(self._phases) == 1:
-            return tuple(at for at, held in self._phases.items() if held is phase)
+            # Nearly always.
+            ((at, held),) = self._phases.items()
+            return (at,) if held is phase else ()
         return tuple(sorted(at for at, held in self._phases.items() if held is phase))
 
     # What to write next
 
     def confirm(self) -> Move | None:
         """Close what was sent; None if there is nothing to close."""
-        if self.record is None or (closed := self.record.without(self.instants(Phase.DONE))) is self.record:
+        if self.record is None or not (done := self.instants(Phase.DONE)):
+            return None
+        closed = self.record.without(done)
+        if closed is self.record:
             return None
         return Move(self.record.text(), closed, fenced=False)
 
@@ -257,8 +262,9 @@ class Holding:
             Instants that were in my hands and have been taken over by another node.
         """
         self.record = record
-        if not record.open and not self._phases:
-            self._phases = None
+        if not record.open:
+            # All is done: sent by me, or by whoever has taken it over.
+            self._phases = self._attempts = None
             return ()
         taken_away = []
         for at, mark in record.open.items():

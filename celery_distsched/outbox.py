@@ -136,11 +136,12 @@ class Outbox:
         for slice_ in in_calls(messages, _LARGEST_SLICE):
             # The broker works on the slice before meanwhile: it and this node need not wait for each other.
             self.land(_ON_THEIR_WAY - 1)
-            self._flush_in_time(flush)
+            flushed = self._flush_in_time(flush)
             if not self.open or not self._may_send():
                 return
-            # Confirming the slice before may have shown that somebody else has taken one over.
-            slice_ = [name for name in slice_ if self._first_attempts(name) == firsts[name]]
+            if flushed:
+                # Confirming the slice before may have shown that somebody else has taken one over.
+                slice_ = [name for name in slice_ if self._first_attempts(name) == firsts[name]]
             for name in slice_:
                 holding = self._ledger.holdings[name]
                 # Whoever interrupts from here on must take it that the messages may have left.
@@ -167,9 +168,11 @@ class Outbox:
         instants = holding.instants(Phase.CLAIMED)
         return () if any(holding.attempts.get(instant) for instant in instants) else instants
 
-    def _flush_in_time(self, flush: Callable[[], None]) -> None:
-        if self.unconfirmed_since is not None and self._clock.elapsed() - self.unconfirmed_since > 0.1:
+    def _flush_in_time(self, flush: Callable[[], None]) -> bool:
+        late = self.unconfirmed_since is not None and self._clock.elapsed() - self.unconfirmed_since > 0.1
+        if late:
             flush()
+        return late
 
     def _send_one(self, name: str, holding: Holding, instant: int) -> None:
         attempt = holding.attempts.get(instant, 0) + 1

@@ -91,7 +91,7 @@ class Record(NamedTuple):
         # As `json` would write it, in a tenth of the time: this is done several times at each run.
         text = f'{{"last":{self.last}'
         if self.open:
-            marks = (f'"{instant}":{encode_basestring_ascii(self.open[instant])}' for instant in sorted(self.open))
+            marks = [f'"{instant}":{encode_basestring_ascii(mark)}' for instant, mark in sorted(self.open.items())]
             text += f',"open":{{{",".join(marks)}}}'
         if self.paused:
             text += ',"paused":true'
@@ -107,7 +107,7 @@ class Record(NamedTuple):
 
     def without(self, instants: tuple[int, ...]) -> Record:
         """The record with these instants closed."""
-        if not self.open or self.open.keys().isdisjoint(instants):
+        if self.open.keys().isdisjoint(instants):
             return self
         open_ = {at: mark for at, mark in self.open.items() if at not in instants} or NOTHING
         return Record(self.last, open_, self.paused, self.version)
