@@ -11,16 +11,27 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import pytest
 import redis
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from celery_distsched.drivers import Answer, Driver, StoreUrl, Swap, open_driver
+from celery_distsched.drivers.parts import part, whole
 from tests.servers import ConsulServer, EtcdServer, RedisServer
 from tests.servers.process import ask
 
 #: No UTF-8.
 BYTES = b"\xff\xfe garbage"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+@example("".join(map(chr, range(256))))
+def test_a_name_in_a_key_is_percent_encoded_and_leads_back(name: str) -> None:
+    assert part(name) == quote(name, safe="")
+    assert whole(part(name)) == (name or None)
 
 
 class Store(NamedTuple):

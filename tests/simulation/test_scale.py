@@ -1,4 +1,4 @@
-"""A thousand nodes and a million entries: what one node works out when the membership changes."""
+"""A thousand nodes and a million entries: what one node works out when the membership changes, and a life of each."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from celery_distsched.clock import Clock
 from celery_distsched.drivers import Member
 from celery_distsched.node_pool import Info, NodePool
 from celery_distsched.ring import Places
+from tests.simulation.life import live
+from tests.simulation.plan import BUSY, EntryPlan, Plan
 
 NODES, ENTRIES, TTL_S = 1000, 1_000_000, 5.0
 
@@ -65,3 +67,26 @@ def test_no_two_of_a_sample_of_the_nodes_own_an_entry_and_none_owns_many_more_th
         shares.append(places.share(view.ring, view.place))
     assert len(set.union(*shares)) == sum(map(len, shares))
     assert max(map(len, shares)) <= 1.25 * ENTRIES / NODES
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("nodes", "entries"), [(NODES, 2 * NODES), (3, ENTRIES)], ids=["nodes", "entries"])
+def test_a_large_cluster_keeps_its_promises_while_nodes_die_and_leave(nodes: int, entries: int) -> None:
+    """Whole nodes, as in every other simulation; each entry is due a few times."""
+    plan = Plan.of(0).but(
+        kind=BUSY,
+        nodes=nodes,
+        entries=(EntryPlan(5, "all"), EntryPlan(7, "all")) * (entries // 2),
+        delivery="at_least_once",
+        same_redis=False,
+        store_clock=True,
+        store_name=True,
+        most_at_once=1000,
+        skew_s=0.05,
+        deploys=False,
+        steps=False,
+    )
+    cluster = live(1, plan=plan, storm_s=4.0, faults=("crash", "leave", "join"), skips=False)
+    counts = cluster.promises.counts
+    print(f"{len(cluster.nodes)} nodes, {entries} entries, {cluster.world.now:.1f} s: {dict(counts)}")
+    assert counts["messages"] >= entries
