@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds until a broker that was no help is looked at again.
 _LOOK_AGAIN_S = 1.0
+#: Seconds until a broker that was another Redis than the store is asked again whether it is.
+_ASK_AGAIN_S = 10.0
 #: Longest time, in seconds, that one look may spend on finding out which way each entry goes, and from that look to the
 #: next that does: what is due meanwhile gets four fifths of the time.
 _SURVEY_S = 0.005
@@ -51,6 +53,7 @@ class FastWay:
         self._publisher: Publisher | None = None
         self._why_no_lane: str | None = "not looked at yet"
         self._look_again_at = float("-inf")
+        self._ask_again_at = float("-inf")
         self._looked = False
         self._may_be_store = hasattr(scheduler.driver, "claim_and_push")
         #: Why a broker that may be the store has no connection: what is claimed now could not go with its claim.
@@ -130,7 +133,7 @@ class FastWay:
             self.look_again()
         if self._publisher is not None:
             self._publisher.look_again()
-        if self._lane is not None and broker.current is self._connection:
+        if self._lane is not None and broker.current is self._connection and not self._is_one_by_now(now):
             return self._lane.messages.hooks()
         # A connection is made by whoever sends or probes: two bounded attempts in one tick would take twice the time.
         # But once, to begin with, while nothing is due; and to a broker that may be the store before anything is
@@ -148,8 +151,23 @@ class FastWay:
             self._lane, self._connection = None, None
             what = "reached" if broker.current is None else "asked"
             self._why_no_lane = f"the broker cannot be {what}: {broker.says(exc)}"
-        self._look_again_at = now + _LOOK_AGAIN_S
+            if broker.outcome_of(exc) in (Outcome.REFUSED, Outcome.UNKNOWN):
+                # It went away just then, which says nothing of whether it is the store.
+                broker.drop()
+        self._look_again_at, self._ask_again_at = now + _LOOK_AGAIN_S, now + _ASK_AGAIN_S
         return self._why_no_lane
+
+    def _is_one_by_now(self, now: float) -> bool:
+        """Whether a broker that was another Redis is the store's: in a failover either may be followed later."""
+        if not isinstance(self._lane, RedisSlices) or not self._may_be_store or now < self._ask_again_at:
+            return False
+        self._ask_again_at = now + _ASK_AGAIN_S
+        channel = self._connection.default_channel
+        try:
+            return why_apart(self._scheduler.driver, *_server(channel)) is None
+        except Exception as exc:  # noqa: BLE001  (whatever is wrong with either, whoever sends or claims reports it)
+            logger.debug("the broker, or the store, does not say which server it is: %r", exc)
+            return False
 
     def _routing(self) -> tuple[Any, ...]:
         """Return what is another once the app's settings for where messages go are changed."""
@@ -164,8 +182,8 @@ class FastWay:
             # Only now, as below, since it cannot be imported without the transport's library.
             from celery_distsched.redis_messages import RedisMessages
 
-            run_id = channel.client.info("server")["run_id"]
-            apart = why_apart(self._scheduler.driver, run_id, channel.pool.connection_kwargs["db"])
+            run_id, database = _server(channel)
+            apart = why_apart(self._scheduler.driver, run_id, database)
             if apart is None:
                 messages = RedisMessages(channel, prefix=channel.global_keyprefix or "")
                 lane = SameRedis(self._scheduler.driver, run_id, messages)
@@ -300,6 +318,11 @@ def in_calls(messages: Mapping[str, Sequence[Any]], most: int) -> Iterator[list[
         room -= size
     if names:
         yield names
+
+
+def _server(channel: Any) -> tuple[str, int]:
+    """Return which Redis the broker is, by its run_id, and which of its databases."""
+    return channel.client.info("server")["run_id"], channel.pool.connection_kwargs["db"]
 
 
 _NOT_CONNECTED = "there is no connection to the broker"

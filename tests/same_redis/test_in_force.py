@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import redis
 
-from celery_distsched import publisher
+from celery_distsched import fast_way, publisher
+from celery_distsched.drivers.redis_ledger import RedisDriver
 from tests.same_redis.sending import run
 from tests.same_redis.storm import IN_FORCE, NOT_IN_FORCE
 from tests.same_redis.watched import FAST, ORDINARY, Watch
@@ -105,6 +106,40 @@ def test_a_store_that_moves_to_another_server_gets_no_messages(
             assert client.exists(cluster.queue) == 0
         beat.close()
         cluster.close()
+
+
+def test_a_broker_that_is_found_to_be_the_store_after_a_failover_is_used_as_such(
+    cluster: Cluster, watch: Watch, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a while one of the two connections leads to the old master still."""
+    server, others = RedisDriver.server, iter([("the old master", 7)])
+    monkeypatch.setattr(RedisDriver, "server", lambda self: next(others, None) or server(self))
+    monkeypatch.setattr(fast_way, "_ASK_AGAIN_S", 1.0)
+    beat = cluster.started({"often": {"task": "nobody.runs.it", "schedule": 0.2}})
+    until(lambda: len(said()) == 2 and watch.ways().get("often", [])[-1:] == [FAST])
+    beat.close()
+    assert [line.startswith(IN_FORCE) for line in said()] == [False, True]
+
+
+def test_a_broker_that_goes_away_while_it_is_asked_who_it_is_changes_the_way_of_nothing(
+    cluster: Cluster, watch: Watch, log: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has been connected to, and the store is there all the time."""
+    ask, until_s = fast_way._server, time.monotonic() + 4
+
+    def away(channel: Any) -> tuple[str, int]:
+        if time.monotonic() < until_s:
+            raise redis.ConnectionError("reset by peer")
+        return ask(channel)
+
+    monkeypatch.setattr(fast_way, "_server", away)
+    beat = cluster.started({"often": {"task": "nobody.runs.it", "schedule": 0.2}})
+    until(lambda: len(watch.ways().get("often", [])) >= 3)
+    beat.close()
+    assert set(watch.ways()["often"]) == {FAST}
+    assert [
+        line for line in log() if line.startswith("nothing new is claimed for now, since the broker cannot be asked")
+    ]
 
 
 @pytest.mark.parametrize(

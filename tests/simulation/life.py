@@ -22,7 +22,7 @@ from tests.simulation.world import World
 
 HOUR_S = 3600.0
 _ARCS = HashRing.arcs
-_info = lru_cache(maxsize=1024)(Info.parse)
+_info = lru_cache(maxsize=8192)(Info.parse)
 
 
 def live(
