@@ -72,15 +72,19 @@ def test_no_two_of_a_sample_of_the_nodes_own_an_entry_and_none_owns_many_more_th
 # What all nodes read of each other grows with the square of their number: a thousand take the better part of an hour.
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("nodes", "entries"), [(NODES // 5, 2 * NODES), (3, ENTRIES)], ids=["nodes", "entries"])
-def test_a_large_cluster_keeps_its_promises_while_nodes_die_and_leave(nodes: int, entries: int) -> None:
-    """Whole nodes, as in every other simulation; each entry is due a few times."""
+@pytest.mark.parametrize(
+    ("nodes", "entries", "same_redis"), [(NODES // 5, 2 * NODES, False), (3, ENTRIES, True)], ids=["nodes", "entries"]
+)
+def test_a_large_cluster_keeps_its_promises_while_nodes_die_and_leave(
+    nodes: int, entries: int, same_redis: bool
+) -> None:
+    """Whole nodes, as in every other simulation; each second some of the entries are due."""
     plan = Plan.of(0).but(
         kind=BUSY,
         nodes=nodes,
-        entries=(EntryPlan(5, "all"), EntryPlan(7, "all")) * (entries // 2),
+        entries=tuple(EntryPlan(5 + number % 20, "all") for number in range(entries)),
         delivery="at_least_once",
-        same_redis=False,
+        same_redis=same_redis,
         store_clock=True,
         store_name=True,
         most_at_once=1000,
@@ -91,4 +95,4 @@ def test_a_large_cluster_keeps_its_promises_while_nodes_die_and_leave(nodes: int
     cluster = live(1, plan=plan, storm_s=4.0, faults=("crash", "leave", "join"), skips=False)
     counts = cluster.promises.counts
     print(f"{len(cluster.nodes)} nodes, {entries} entries, {cluster.world.now:.1f} s: {dict(counts)}")
-    assert counts["messages"] >= entries
+    assert counts["messages"] >= entries / 2
