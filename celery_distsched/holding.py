@@ -95,6 +95,11 @@ class Holding:
         """Nothing of this entry is in this node's hands."""
         return not self._phases and self.unanswered is None
 
+    @property
+    def sent(self) -> bool:
+        """Something was sent that is not confirmed yet."""
+        return self._phases is not None and Phase.DONE in self._phases.values()
+
     def instants(self, phase: Phase) -> tuple[int, ...]:
         """Instants in this phase, oldest first."""
         if not self._phases:
@@ -109,10 +114,7 @@ class Holding:
 
     def confirm(self) -> Move | None:
         """Close what was sent; None if there is nothing to close."""
-        if self.record is None or not (done := self.instants(Phase.DONE)):
-            return None
-        closed = self.record.without(done)
-        if closed is self.record:
+        if self.record is None or (closed := self.record.without(self.instants(Phase.DONE))) is self.record:
             return None
         return Move(self.record.text(), closed, fenced=False)
 

@@ -219,9 +219,7 @@ class Ledger:
         else:
             self.busy.add(name)
         if name in self.share:
-            others = record.open and any(
-                mark != self.me and instant not in holding.phases for instant, mark in record.open.items()
-            )
+            others = [at for at, mark in record.open.items() if mark != self.me and at not in holding.phases]
             (self._watched.add if others else self._watched.discard)(name)
             if news:
                 self._news.append(name)
@@ -300,7 +298,7 @@ class Ledger:
             batch = {name: move for name in names if not (move := moves[name]).fenced or trusted}
             if not batch:
                 continue
-            holdings = {name: self.holdings.setdefault(name, Holding()) for name in batch}
+            holdings = {name: self.holdings.get(name) or self.holdings.setdefault(name, Holding()) for name in batch}
             fence = self.me if any(move.fenced for move in batch.values()) else None
             self.tally.dropping(batch, self.me)
             try:
@@ -429,13 +427,16 @@ class Ledger:
 
     def confirms(self, most: int | None = None) -> dict[str, Move]:
         """Return the moves that record what was sent."""
-        moves = ((name, holding.confirm()) for name in self.busy if (holding := self.free(name)) is not None)
+        sent = (name for name in self.busy if self.holdings[name].sent)
+        moves = ((name, holding.confirm()) for name in sent if (holding := self.free(name)) is not None)
         return dict(islice(((name, move) for name, move in moves if move is not None), most))
 
     def _gone(self, mark: str) -> bool:
         return self._deaths.gone(mark, self.me)
 
     def _won(self, name: str, holding: Holding, move: Move) -> None:
+        if not move.taken and not move.skipped:
+            return
         for instant, mark in move.taken.items():
             holding.phases.pop(instant, None)
             # Of what I held under an older membership I know how often I have sent it.
