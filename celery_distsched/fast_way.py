@@ -162,9 +162,8 @@ class FastWay:
         if not isinstance(self._lane, RedisSlices) or not self._may_be_store or now < self._ask_again_at:
             return False
         self._ask_again_at = now + _ASK_AGAIN_S
-        channel = self._connection.default_channel
         try:
-            return why_apart(self._scheduler.driver, *_server(channel)) is None
+            return why_apart(self._scheduler.driver, *_server(self._connection.default_channel)) is None
         except Exception as exc:  # noqa: BLE001  (whatever is wrong with either, whoever sends or claims reports it)
             logger.debug("the broker, or the store, does not say which server it is: %r", exc)
             return False

@@ -6,7 +6,6 @@ whatever name, code or signature it borrows; a proxy that stands for a function 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -51,7 +50,7 @@ def foreign(methods: Iterator[tuple[str, Any, str, ModuleType]]) -> str | None:
 
 def own(owner: Any, name: str, module: ModuleType) -> bool:
     """Whether what an object, or a class, has by this name was written in this module."""
-    found = inspect.getattr_static(owner, name, None)
+    found = _static(owner, name)
     if isinstance(found, (staticmethod, classmethod, MethodType)):
         found = found.__func__
     elif type(found) is property:
@@ -61,8 +60,15 @@ def own(owner: Any, name: str, module: ModuleType) -> bool:
     return type(found) is FunctionType and found.__globals__ is vars(module)
 
 
+def _static(owner: Any, name: str) -> Any:
+    """Return what is there by this name, and ask nobody for it: `inspect.getattr_static` takes six times as long."""
+    kept = {} if isinstance(owner, type) else getattr(owner, "__dict__", {})
+    classes = (owner if isinstance(owner, type) else type(owner)).__mro__
+    return kept[name] if name in kept else next((vars(one)[name] for one in classes if name in vars(one)), None)
+
+
 def _defined_in(cls: type, name: str) -> str:
-    found = inspect.getattr_static(cls, name, None)
+    found = _static(cls, name)
     return str(found.__globals__["__name__"]) if type(found) is FunctionType else ""
 
 

@@ -177,16 +177,7 @@ class Publisher:
 
     def _new_way(self, planned: PlannedEntry) -> Way | str:
         try:
-            try:
-                way = self._made_way(planned)
-            except Exception as exc:
-                broker = self._scheduler.broker
-                if broker.outcome_of(exc) not in (Outcome.REFUSED, Outcome.UNKNOWN):
-                    raise
-                if not broker.answers():
-                    raise BrokerAway(broker.says(exc)) from exc
-                # It may have been away for a moment, which says nothing of the entry.
-                way = self._made_way(planned)
+            way = self._made_way(planned)
         except OrdinaryWay as why:
             self._avoid(planned, str(why))
         except BrokerAway:
@@ -198,10 +189,21 @@ class Publisher:
             logger.debug("entry %r goes the fast way", planned.name)
         return self._ways[planned.name][1]
 
-    def _made_way(self, planned: PlannedEntry) -> Way:
-        # A kind of its own has the arguments in it.
-        self._kinds.pop(planned.name, None)
-        return self._way_by(self._kind_of(planned), planned.entry)
+    def _made_way(self, planned: PlannedEntry, *, once_more: bool = True) -> Way:
+        try:
+            # A kind of its own has the arguments in it.
+            self._kinds.pop(planned.name, None)
+            return self._way_by(self._kind_of(planned), planned.entry)
+        except Exception as exc:
+            broker = self._scheduler.broker
+            if broker.outcome_of(exc) not in (Outcome.REFUSED, Outcome.UNKNOWN):
+                raise
+            if not broker.answers():
+                raise BrokerAway(broker.says(exc)) from exc
+            if not once_more:
+                raise
+        # It was away for a moment, which says nothing of the entry; twice in a row the error is the entry's own.
+        return self._made_way(planned, once_more=False)
 
     def _way_by(self, kind: Kind, entry: ScheduleEntry) -> Way:
         made_of = _text_of(entry)
