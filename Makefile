@@ -55,11 +55,11 @@ lint: .venv/.dev ## check style and format
 types: .venv/.dev ## check types
 	@exec .venv/bin/mypy
 
-matrix: $(CELERIES:%=matrix-%) ## run the scheduler's tests on each Celery that is supported
+matrix: $(CELERIES:%=matrix-%) ## run the tests of the scheduler, and of what it sends, on each Celery that is supported
 
 $(CELERIES:%=matrix-%): matrix-%: .venv-celery-%/.dev servers
 	@echo "Celery $*"
-	@exec .venv-celery-$*/bin/pytest $(SIDE_BY_SIDE) tests/scheduler $(ARGS)
+	@exec .venv-celery-$*/bin/pytest $(SIDE_BY_SIDE) tests/scheduler tests/same_redis $(ARGS)
 
 bench: .venv-bench/.peers servers ## measure beside the peers; PARTS="burst idle", RUNS=3, SIZES="1000 10000", QUICK=1
 	@exec .venv-bench/bin/python -m benchmarks $(PARTS) $(RUNS:%=--runs %) $(if $(SIZES),--sizes $(SIZES)) $(QUICK:1=--quick)
