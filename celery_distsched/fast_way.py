@@ -209,7 +209,7 @@ class FastWay:
         """Look at each entry that is unseen, a few at a time, and then say how many go this way."""
         while self._unseen:
             for _ in range(min(_AT_A_TIME, len(self._unseen))):
-                one = self._unseen[-1]
+                one = self._unseen.pop()
                 try:
                     why = self._publisher.why_not(one) if self._publisher is not None else None
                 except BrokerAway:
@@ -217,7 +217,6 @@ class FastWay:
                     return
                 if why is not None:
                     self._ordinary[one.name] = why
-                self._unseen.pop()
             if self._unseen:
                 yield
         entries, reasons, others = self._entries, Counter(self._ordinary.values()), len(self._ordinary)

@@ -207,10 +207,14 @@ class Ledger:
                 )
             return None
 
-    def _know(self, name: str, record: Record, *, news: bool = True) -> None:
+    def _holding(self, name: str) -> Holding:
         holding = self.holdings.get(name)
         if holding is None:
             holding = self.holdings[name] = Holding()
+        return holding
+
+    def _know(self, name: str, record: Record, *, news: bool = True) -> None:
+        holding = self._holding(name)
         self.unread.discard(name)
         for instant in holding.learn(record, self.me):
             self.tally.taken_away(name, instant, record.open[instant])
@@ -298,7 +302,7 @@ class Ledger:
             batch = {name: move for name in names if not (move := moves[name]).fenced or trusted}
             if not batch:
                 continue
-            holdings = {name: self.holdings.get(name) or self.holdings.setdefault(name, Holding()) for name in batch}
+            holdings = {name: self._holding(name) for name in batch}
             fence = self.me if any(move.fenced for move in batch.values()) else None
             self.tally.dropping(batch, self.me)
             try:

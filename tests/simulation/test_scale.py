@@ -1,4 +1,4 @@
-"""A thousand nodes and a million entries: what one node works out when the membership changes, and a life of each."""
+"""A thousand nodes and a million entries: what one node works out when the membership changes; and whole large lives."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_no_two_of_a_sample_of_the_nodes_own_an_entry_and_none_owns_many_more_th
     assert max(map(len, shares)) <= 1.25 * ENTRIES / NODES
 
 
-# What all nodes read of each other grows with the square of their number: a thousand take the better part of an hour.
+# What all nodes read of each other grows with the square of their number: a thousand take more than half an hour.
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
