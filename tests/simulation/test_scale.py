@@ -1,4 +1,4 @@
-"""A thousand nodes and a million entries: what one node works out when the membership changes; and whole large lives."""
+"""A thousand nodes, a million entries: what a node works out when the membership changes, and whole large lives."""
 
 from __future__ import annotations
 
