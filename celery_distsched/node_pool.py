@@ -141,6 +141,9 @@ class NodePool:
         self._trusted_until = float("-inf")
         self._me: str | None = None
         self._digest = ""
+        # The host and ordinal of each member of the ring, and what place each gets.
+        self._peers: dict[str, tuple[str, int]] = {}
+        self._places: dict[str, str] = {}
         self._absent: frozenset[str] = frozenset()
         self._missing: frozenset[str] = frozenset()
 
@@ -219,8 +222,15 @@ class NodePool:
     def _publish(
         self, alive: Mapping[str, Info], dead: frozenset[str], buried: frozenset[str], polled_at: float, since: float
     ) -> View:
-        peers = {m: info for m, info in alive.items() if info.digest == self._digest and (info.active or m == self._me)}
-        nodes = ring_places(peers)
+        peers = {
+            m: (info.host, info.ordinal)
+            for m, info in alive.items()
+            if info.digest == self._digest and (info.active or m == self._me)
+        }
+        if peers != self._peers:
+            # At nearly every look it is as it was.
+            self._peers, self._places = peers, ring_places(peers)
+        nodes = self._places
         ring = self.view.ring if self.view.ring.nodes == set(nodes.values()) else HashRing(nodes.values())
         self.view = View(
             me=self._me,
@@ -263,16 +273,15 @@ class NodePool:
         return min((at for at in deaths if at > now), default=float("inf"))
 
 
-def ring_places(peers: Mapping[str, Info]) -> dict[str, str]:
+def ring_places(peers: Mapping[str, tuple[str, int]]) -> dict[str, str]:
     """Give each membership its place on the ring: host and ordinal, so that a restarted node gets its old share again.
 
     Two nodes that took the same ordinal at the same moment are told apart by their memberships, everywhere alike.
     """
     places: dict[str, str] = {}
     taken: set[str] = set()
-    for membership, info in sorted(peers.items(), key=lambda pair: (pair[1].host, pair[1].ordinal, pair[0])):
-        ordinal = info.ordinal
-        while (place := f"{info.host}/{ordinal}") in taken:
+    for host, ordinal, membership in sorted((*peer, membership) for membership, peer in peers.items()):
+        while (place := f"{host}/{ordinal}") in taken:
             ordinal += 1
         taken.add(place)
         places[membership] = place

@@ -262,7 +262,7 @@ def test_a_dead_node_leaves_the_ring(pool: NodePool, clock: VirtualClock) -> Non
 
 
 def test_places_come_from_host_and_number_and_are_told_apart_alike_everywhere() -> None:
-    peers = {"b#1": info("one", 0), "a#1": info("one", 0), "c#4": info("one", 1), "d#1": info("two", 0)}
+    peers = {"b#1": ("one", 0), "a#1": ("one", 0), "c#4": ("one", 1), "d#1": ("two", 0)}
     places = {"a#1": "one/0", "b#1": "one/1", "c#4": "one/2", "d#1": "two/0"}
     assert ring_places(peers) == ring_places(dict(reversed(peers.items()))) == places
 

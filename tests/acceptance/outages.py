@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psutil  # type: ignore[import-untyped]
 
 from tests.acceptance.beat import Beat
-from tests.servers import RedisServer, Server
+from tests.servers import EtcdCluster, GuardedConsul, RedisServer, Server
 from tests.wire import Wire
 
 
@@ -33,25 +33,87 @@ def frozen(what: str, server: Server) -> Outage:
     return Outage(f"{what} frozen", server.freeze, server.thaw)
 
 
-def cut(what: str, wire: Wire) -> Outage:
+def leader_killed(servers: EtcdCluster) -> Outage:
+    """The others elect another."""
+    return _some(servers, "leader killed", lambda: [servers.leader], Server.kill, Server.start)
+
+
+def leader_frozen(servers: EtcdCluster) -> Outage:
+    """The others elect another, and it learns of that when it goes on."""
+    return _some(servers, "leader frozen", lambda: [servers.leader], Server.freeze, Server.thaw)
+
+
+def quorum_lost(servers: EtcdCluster) -> Outage:
+    """The one that is left may decide nothing."""
+
+    def two() -> Sequence[Server]:
+        leader = servers.leader
+        return [leader, next(member for member in servers.members if member is not leader)]
+
+    return _some(servers, "quorum lost", two, Server.kill, Server.start)
+
+
+def all_killed(servers: EtcdCluster) -> Outage:
+    """As `killed`."""
+    return _some(servers, "killed", lambda: servers.members, Server.kill, Server.start)
+
+
+def _some(
+    servers: EtcdCluster,
+    what: str,
+    choose: Callable[[], Sequence[Server]],
+    do: Callable[[Server], None],
+    undo: Callable[[Server], None],
+) -> Outage:
+    chosen: list[Server] = []
+
+    def begin() -> None:
+        chosen.extend(choose())
+        for server in chosen:
+            do(server)
+
+    def end() -> None:
+        while chosen:
+            undo(chosen.pop())
+        servers.wait_until_healthy()
+
+    return Outage(f"store's {what}", begin, end)
+
+
+def revoked(server: GuardedConsul, token: str, rules: str) -> Outage:
+    """Nobody knows the beats' token any more, until it is made again."""
+    return Outage("store's token revoked", lambda: server.revoke(token), lambda: _make(server, rules, token))
+
+
+def _make(server: GuardedConsul, rules: str, token: str) -> None:
+    server.token(rules, secret=token)
+
+
+def cut(what: str, *wires: Wire) -> Outage:
     """Every connection is reset and new ones are refused."""
-    return Outage(f"{what} cut off", wire.cut, wire.mend)
+    return Outage(f"{what} cut off", lambda: _each(Wire.cut, wires), lambda: _each(Wire.mend, wires))
 
 
-def silent(what: str, wire: Wire, only: Beat | None = None) -> Outage:
+def silent(what: str, *wires: Wire, only: Beat | None = None) -> Outage:
     """The network swallows every byte, or every one to and from one beat; what was under way is lost."""
 
     def begin() -> None:
-        if only is None:
-            wire.freeze()
-        else:
-            wire.freeze(only=lambda port: port in ports_of(only))
+        for wire in wires:
+            if only is None:
+                wire.freeze()
+            else:
+                wire.freeze(only=lambda port: port in ports_of(only))
 
     def end() -> None:
-        wire.cut()
-        wire.mend()
+        _each(Wire.cut, wires)
+        _each(Wire.mend, wires)
 
     return Outage(f"{what} silent", begin, end)
+
+
+def _each(act: Callable[[Wire], None], wires: Sequence[Wire]) -> None:
+    for wire in wires:
+        act(wire)
 
 
 def ports_of(beat: Beat) -> set[int]:

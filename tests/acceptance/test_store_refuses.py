@@ -13,10 +13,9 @@ from tests.acceptance.at_once import at_once
 from tests.acceptance.beat import Beat
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.occurrences import Hurt
-from tests.acceptance.outages import Outage, killed
+from tests.acceptance.outages import Outage, killed, leader_killed, quorum_lost, revoked
 from tests.acceptance.queue import RedisQueue
 from tests.servers import EtcdCluster, EtcdServer, GuardedConsul, RedisServer
-from tests.servers.process import ask
 
 TTL_S = 2.0
 #: Longer than anybody trusts a view, shorter than what the catch-up policy begins to count as missed.
@@ -70,50 +69,13 @@ def with_a_token(server: GuardedConsul, queue: RedisQueue) -> Result:
     """The beats' token is revoked, and made again."""
     rules = 'key_prefix "" { policy = "write" }'
     token = server.token(rules)
-
-    def make_again() -> None:
-        server.token(rules, secret=token)
-
-    revoked = Outage("store's token revoked", lambda: server.revoke(token), make_again)
-    return hurt(server.url(), queue, [revoked], options={"token": token})
+    return hurt(server.url(), queue, [revoked(server, token, rules)], options={"token": token})
 
 
 def as_a_user(server: EtcdServer, queue: RedisQueue) -> Result:
     """What etcd gives a user for a password ends after a second without a call, and with the server that gave it."""
-    for path, body in {
-        "user/add": {"name": "root", "password": "s3cret"},
-        "user/grant": {"user": "root", "role": "root"},
-        "enable": {},
-    }.items():
-        ask(server, "POST", f"/v3/auth/{path}", body)
-    options = {"username": "root", "password": "s3cret"}
-    return hurt(server.url(), queue, [killed("store", server)], options=options, frozen_s=EXPIRED_S)
-
-
-def leader_killed(servers: EtcdCluster) -> Outage:
-    dead = []
-
-    def begin() -> None:
-        dead.append(servers.leader)
-        dead[0].kill()
-
-    return Outage("store's leader killed", begin, lambda: dead[0].start())
-
-
-def quorum_lost(servers: EtcdCluster) -> Outage:
-    dead = []
-
-    def begin() -> None:
-        leader = servers.leader
-        dead.extend([leader, next(member for member in servers.members if member is not leader)])
-        for member in dead:
-            member.kill()
-
-    def end() -> None:
-        for member in dead:
-            member.start()
-
-    return Outage("store's quorum lost", begin, end)
+    server.protect()
+    return hurt(server.url(), queue, [killed("store", server)], frozen_s=EXPIRED_S)
 
 
 def hurt(

@@ -47,6 +47,13 @@ class Lane:
     exactly_once: bool = False
     #: The servers.
     servers: Sequence[Server] = ()
+    #: `distsched_driver_options`.
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its beats have set beside store and broker."""
+        return {"distsched_catch_up": "all", "distsched_driver_options": dict(self.options)}
 
     def connections(self) -> list[int]:
         """Return how many connections each server has."""
@@ -81,14 +88,13 @@ class Run:
 def run(lane: Lane, plan: Plan) -> Run:
     """Do what is planned; return when all has been sent that should have been, or for long enough has not."""
     faults: list[str] = []
-    settings = {"distsched_catch_up": "all"}
     with Cluster(
         lane.store,
         lane.queue,
         entries=ENTRIES,
         ttl_s=TTL_S,
         broker=lane.broker,
-        settings=settings,
+        settings=lane.settings,
         hangs=lane.hangs,
     ) as cluster:
         hand = _Hand(lane, cluster, faults)

@@ -4,86 +4,143 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
-from tests.acceptance.outages import Outage, cut, frozen, killed, locked, out_of_memory, silent
-from tests.acceptance.queue import Queue, RedisQueue
+from tests.acceptance.outages import (
+    Outage,
+    all_killed,
+    cut,
+    frozen,
+    killed,
+    leader_frozen,
+    leader_killed,
+    locked,
+    out_of_memory,
+    quorum_lost,
+    revoked,
+    silent,
+)
+from tests.acceptance.queue import RedisQueue
 from tests.acceptance.rabbit_queue import RabbitQueue
+from tests.acceptance.small_disk import filled, mounted
 from tests.chaos.lane import Lane
-from tests.servers import ConsulServer, EtcdServer, RabbitServer, RedisServer, Server
+from tests.servers import EtcdCluster, GuardedConsul, RabbitServer, RedisServer, Server
 from tests.wire import Wire
 
-# What a killed Redis has answered for is in its file by then: it is written before the answer.
-_KEEPS_ALL = ("--appendonly", "yes", "--appendfsync", "no")
+_RULES = 'key_prefix "" { policy = "write" }'
 
 
-def _redis() -> RedisServer:
-    return RedisServer(*_KEEPS_ALL)
+class _Store(NamedTuple):
+    """A store that runs."""
 
-
-#: Scheme of the store, its server, the broker's server; None for the store: a file, for the broker: the store.
-LANES: Mapping[str, tuple[str, Callable[[], Server] | None, Callable[[], Server] | None]] = {
-    "Redis (zset), Redis broker": ("redis+zset", _redis, _redis),
-    "etcd, Redis broker": ("etcd", EtcdServer, _redis),
-    "one Redis for both": ("redis+zset", _redis, None),
-    "Consul, RabbitMQ": ("consul", ConsulServer, RabbitServer),
-    "Redis (scan), RabbitMQ": ("redis+scan", _redis, RabbitServer),
-    "SQLite, Redis broker": ("sqlite", None, _redis),
-}
+    url: str
+    ways: list[Outage]
+    lose: Callable[[str], object]
+    servers: list[Server]
+    options: Mapping[str, str] = MappingProxyType({})
+    clocks: bool = False
 
 
 @contextmanager
 def lane(name: str) -> Iterator[Lane]:
     """Have a lane with its servers inside."""
-    scheme, new_store, new_broker = LANES[name]
-    with ExitStack() as stack:
-        servers: list[Server] = []
-        if new_store is None:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-"))) / "store.sqlite3"
-            store, store_outages = f"sqlite:///{path}", _by_name([locked(path)])
-            lose = partial(_delete, path)
-        else:
-            server = stack.enter_context(new_store())
-            servers.append(server)
-            wire = stack.enter_context(Wire(server.port))
-            store = server.url(scheme, port=wire.port)
-            store_outages = _by_name(_ways("store", server, wire))
-            lose = partial(_flush, server) if new_broker is not None else partial(_evict, server)
-        if new_broker is None:
-            # The one server is the broker too: what befalls the store befalls both.
-            assert isinstance(server, RedisServer)
-            queue: Queue = RedisQueue(server.url())
-            yield Lane(
-                name,
-                store,
-                queue,
-                server.url(port=wire.port),
-                store_outages,
-                {},
-                lose,
-                clocks=True,
-                # Who hooks into sending, to hang it, is not on the fast way.
-                hangs=False,
-                exactly_once=True,
-                servers=servers,
-            )
-            return
-        broker = stack.enter_context(new_broker())
-        broker_wire = stack.enter_context(Wire(broker.port))
-        queue = RabbitQueue(broker.url()) if isinstance(broker, RabbitServer) else RedisQueue(broker.url())
+    with LANES[name](name) as place:
+        yield place
+
+
+@contextmanager
+def _lane(
+    name: str, new_store: Callable[[], AbstractContextManager[_Store]], new_broker: Callable[[], Server]
+) -> Iterator[Lane]:
+    with new_store() as store, new_broker() as broker, Wire(broker.port) as wire:
         yield Lane(
             name,
-            store,
-            queue,
-            broker.url(port=broker_wire.port),
-            store_outages,
-            _by_name(_ways("broker", broker, broker_wire)),
-            lose,
-            clocks=scheme.startswith("redis"),
-            servers=[*servers, broker],
+            store.url,
+            RabbitQueue(broker.url()) if isinstance(broker, RabbitServer) else RedisQueue(broker.url()),
+            broker.url(port=wire.port),
+            _by_name(store.ways),
+            _by_name(_ways("broker", broker, wire)),
+            store.lose,
+            clocks=store.clocks,
+            servers=[*store.servers, broker],
+            options=store.options,
         )
+
+
+@contextmanager
+def _one_redis(name: str) -> Iterator[Lane]:
+    """The one server is the broker too: what befalls the store befalls both."""
+    with _redis() as server, Wire(server.port) as wire:
+        yield Lane(
+            name,
+            server.url("redis+zset", port=wire.port),
+            RedisQueue(server.url()),
+            server.url(port=wire.port),
+            _by_name(_ways("store", server, wire)),
+            {},
+            partial(_evict, server),
+            clocks=True,
+            # Who hooks into sending, to hang it, is not on the fast way.
+            hangs=False,
+            exactly_once=True,
+            servers=[server],
+        )
+
+
+def _redis() -> RedisServer:
+    # What a killed Redis has answered for is in its file by then: it is written before the answer.
+    return RedisServer("--appendonly", "yes", "--appendfsync", "no")
+
+
+@contextmanager
+def _redis_store(scheme: str) -> Iterator[_Store]:
+    with _redis() as server, Wire(server.port) as wire:
+        url = server.url(scheme, port=wire.port)
+        yield _Store(url, _ways("store", server, wire), lambda namespace: server.flush(), [server], clocks=True)
+
+
+@contextmanager
+def _etcd_of_three() -> Iterator[_Store]:
+    """A beat that stands still for more than a second finds that its token has expired."""
+    with EtcdCluster("--auth-token-ttl=1", "--bcrypt-cost=4") as servers, ExitStack() as stack:
+        servers.protect()
+        wires = [stack.enter_context(Wire(member.port)) for member in servers.members]
+        ways = [all_killed(servers), leader_killed(servers), leader_frozen(servers), quorum_lost(servers)]
+        ways += [cut("store", *wires), silent("store", *wires)]
+        url = servers.url([wire.port for wire in wires])
+        yield _Store(url, ways, lambda namespace: servers.flush(), [*servers.members])
+
+
+@contextmanager
+def _consul() -> Iterator[_Store]:
+    with GuardedConsul() as server, Wire(server.port) as wire:
+        token = server.token(_RULES)
+        ways = [*_ways("store", server, wire), revoked(server, token, _RULES)]
+        url = server.url(port=wire.port)
+        yield _Store(url, ways, lambda namespace: server.flush(), [server], {"token": token})
+
+
+@contextmanager
+def _sqlite() -> Iterator[_Store]:
+    with tempfile.TemporaryDirectory(prefix="chaos-") as made, mounted(Path(made)) as small:
+        folder = Path(made)
+        path = folder / "store.sqlite3"
+        ways = [locked(path), *([filled(folder)] if small else [])]
+        yield _Store(f"sqlite:///{path}", ways, lambda namespace: _delete(folder), [])
+
+
+LANES: Mapping[str, Callable[[str], AbstractContextManager[Lane]]] = {
+    "Redis (zset), Redis broker": partial(_lane, new_store=partial(_redis_store, "redis+zset"), new_broker=_redis),
+    "etcd of three, Redis broker": partial(_lane, new_store=_etcd_of_three, new_broker=_redis),
+    "one Redis for both": _one_redis,
+    "Consul, RabbitMQ": partial(_lane, new_store=_consul, new_broker=RabbitServer),
+    "Redis (scan), RabbitMQ": partial(_lane, new_store=partial(_redis_store, "redis+scan"), new_broker=RabbitServer),
+    "SQLite, Redis broker": partial(_lane, new_store=_sqlite, new_broker=_redis),
+}
 
 
 def _ways(what: str, server: Server, wire: Wire) -> list[Outage]:
@@ -91,19 +148,13 @@ def _ways(what: str, server: Server, wire: Wire) -> list[Outage]:
     return [*ways, out_of_memory(server, what)] if isinstance(server, RedisServer) else ways
 
 
-def _flush(server: Server, namespace: str) -> None:
-    assert isinstance(server, (RedisServer, EtcdServer, ConsulServer))
-    server.flush()
-
-
-def _evict(server: Server, namespace: str) -> None:
+def _evict(server: RedisServer, namespace: str) -> None:
     """The queue is in the same database."""
-    assert isinstance(server, RedisServer)
     assert server.call("DEL", f"distsched:{{{namespace}}}:ledger") == b":1"
 
 
-def _delete(path: Path, namespace: str) -> None:
-    for file in path.parent.iterdir():
+def _delete(folder: Path) -> None:
+    for file in folder.iterdir():
         file.unlink()
 
 

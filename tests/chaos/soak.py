@@ -31,7 +31,7 @@ from tests.chaos.report import Account
 TTL_S = 2.0
 ENTRIES = 30
 FASTEST_S = 0.1
-STORES = ("one Redis for both", "etcd, Redis broker", "Consul, RabbitMQ", "SQLite, Redis broker")
+STORES = ("one Redis for both", "etcd of three, Redis broker", "Consul, RabbitMQ", "SQLite, Redis broker")
 #: Seconds of an outage.
 _AWAY_S = 0.7
 #: Seconds in which the beats come to rest before they are measured.
@@ -86,7 +86,7 @@ def soak(place: Lane, seconds: float) -> Soak:
         entries=ENTRIES,
         ttl_s=TTL_S,
         broker=place.broker,
-        settings={"distsched_catch_up": "all"},
+        settings=place.settings,
         fastest_s=FASTEST_S,
     ) as cluster:
         lasting = cluster.start(2)

@@ -157,12 +157,8 @@ def test_a_server_with_users_is_told_who_asks(open_etcd: Open) -> None:
     with EtcdServer("--auth-token-ttl=1") as server:
         early = open_etcd(server.url().replace("//", "//root:s3cret@"))
         early.join("early", "")  # users may be written into the URL before etcd asks for them
-        for path, body in {
-            "user/add": {"name": "root", "password": "s3cret"},
-            "user/grant": {"user": "root", "role": "root"},
-            "enable": {},
-        }.items():
-            ask(server, "POST", f"/v3/auth/{path}", body)
+        anonymous = server.url()
+        server.protect()
         # A token that is asked about lives on, so its end can only be waited for.
         assert "s3cret" not in _error(early.members)
         early.renew("early", "")
@@ -171,8 +167,8 @@ def test_a_server_with_users_is_told_who_asks(open_etcd: Open) -> None:
         early.renew("early", "")
         assert early.swap([Swap("entry", "1", "2")], fence="early") == [Answer(True, "2")]
 
-        assert "write user:password@host" in _error(open_etcd(server.url()).members)
-        wrong = _error(open_etcd(server.url(), username="root", password="wr0ng").members)
+        assert "write user:password@host" in _error(open_etcd(anonymous).members)
+        wrong = _error(open_etcd(anonymous, username="root", password="wr0ng").members)
         assert "in distsched_url" in wrong
         assert "wr0ng" not in wrong
 

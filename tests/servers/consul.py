@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 import uuid
 from typing import Any
 
@@ -54,30 +52,22 @@ class GuardedConsul(ConsulServer):
         self.root = ""
 
     def ready(self) -> bool:
-        """It is ready when it has made the first token, which it does once and as its leader."""
-        self.root = str(ask(self, "PUT", "/v1/acl/bootstrap")["SecretID"])
-        return True
+        """It is ready when it has made the first token, which it does once and as its leader, and takes it."""
+        if not self.root:
+            self.root = str(ask(self, "PUT", "/v1/acl/bootstrap")["SecretID"])
+            self.headers["X-Consul-Token"] = self.root
+        return super().ready()
 
     def token(self, rules: str, secret: str | None = None) -> str:
         """Return a new token that may do this; `secret`: this one."""
-        policy = self._acl("PUT", "policy", {"Name": uuid.uuid4().hex, "Rules": rules})
+        policy = ask(self, "PUT", "/v1/acl/policy", {"Name": uuid.uuid4().hex, "Rules": rules})
         token = {"Policies": [{"ID": policy["ID"]}], **({"SecretID": secret} if secret else {})}
-        return str(self._acl("PUT", "token", token)["SecretID"])
+        return str(ask(self, "PUT", "/v1/acl/token", token)["SecretID"])
 
     def revoke(self, token: str) -> None:
         """Make a token one that nobody knows."""
-        (known,) = (known for known in self._acl("GET", "tokens") if self._secret(known) == token)
-        self._acl("DELETE", f"token/{known['AccessorID']}")
+        (known,) = (known for known in ask(self, "GET", "/v1/acl/tokens") if self._secret(known) == token)
+        ask(self, "DELETE", f"/v1/acl/token/{known['AccessorID']}")
 
     def _secret(self, known: dict[str, Any]) -> str:
-        return str(self._acl("GET", f"token/{known['AccessorID']}")["SecretID"])
-
-    def _acl(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(
-            f"http://{self.host}:{self.port}/v1/acl/{path}",
-            None if body is None else json.dumps(body).encode(),
-            {"X-Consul-Token": self.root},
-            method=method,
-        )
-        with urllib.request.urlopen(request, timeout=5) as response:
-            return json.loads(response.read())
+        return str(ask(self, "GET", f"/v1/acl/token/{known['AccessorID']}")["SecretID"])

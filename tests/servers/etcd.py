@@ -41,10 +41,25 @@ class EtcdServer(Server):
         """It is healthy when it has a leader and can commit."""
         return str(ask(self, "GET", "/health")["health"]) == "true"
 
+    def protect(self) -> None:
+        """Take nothing any more from who does not give the name and the password that are now in `url`."""
+        self.username, self.password = "root", "s3cret"
+        for path, body in {
+            "user/add": self._credentials(),
+            "user/grant": {"user": self.username, "role": "root"},
+            "enable": {},
+        }.items():
+            ask(self, "POST", f"/v3/auth/{path}", body)
+
     def flush(self) -> None:
         """Delete every key and revoke every lease; the revision goes on."""
+        if self.password:
+            self.headers["Authorization"] = ask(self, "POST", "/v3/auth/authenticate", self._credentials())["token"]
         ask(self, "POST", "/v3/kv/deleterange", {"key": _ALL, "range_end": _ALL})
         for lease in ask(self, "POST", "/v3/lease/leases", {}).get("leases", []):
             # One that has ended by itself in between is not found.
             with suppress(HTTPError):
                 ask(self, "POST", "/v3/lease/revoke", {"ID": lease["ID"]})
+
+    def _credentials(self) -> dict[str, str]:
+        return {"name": self.username, "password": self.password}

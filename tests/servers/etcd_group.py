@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 class _Member(EtcdServer):
     """One of three; it elects quickly, for a leader that is gone is what the tests are about."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__("--heartbeat-interval=50", "--election-timeout=500")
+    def __init__(self, name: str, *arguments: str) -> None:
+        super().__init__("--heartbeat-interval=50", "--election-timeout=500", *arguments)
         self.name = name
         self.cluster: list[_Member] = []
 
@@ -46,19 +47,30 @@ class _Member(EtcdServer):
 class EtcdCluster:
     """Three members on 127.0.0.1."""
 
-    def __init__(self) -> None:
-        self.members = [_Member(name) for name in ("one", "two", "three")]
+    def __init__(self, *arguments: str) -> None:
+        self.members = [_Member(name, *arguments) for name in ("one", "two", "three")]
         for member in self.members:
             member.cluster = self.members
 
-    def url(self) -> str:
-        """Name all of them."""
-        return "etcd://" + ",".join(f"{member.host}:{member.port}" for member in self.members)
+    def url(self, ports: Sequence[int] = ()) -> str:
+        """Name all of them, or wires that lead to them."""
+        first, *others = zip(self.members, ports or [member.port for member in self.members], strict=True)
+        return ",".join([first[0].url(port=first[1]), *(f"{member.host}:{port}" for member, port in others)])
 
     @property
     def leader(self) -> _Member:
         """The member that leads now."""
         return next(member for member in self.members if member.pid is not None and member.leads)
+
+    def protect(self) -> None:
+        """As `EtcdServer.protect`, for all of them."""
+        self.members[0].protect()
+        for member in self.members:
+            member.username, member.password = self.members[0].username, self.members[0].password
+
+    def flush(self) -> None:
+        """As `EtcdServer.flush`."""
+        self.members[0].flush()
 
     def wait_until_healthy(self) -> None:
         """Return when all of the running members can commit."""

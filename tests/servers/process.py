@@ -68,6 +68,8 @@ class Server(ABC):
         self.folder = Path(tempfile.mkdtemp(prefix=f"{type(self).__name__}-"))
         self.data = self.folder / "data"
         self.log = self.folder / "log"
+        #: Of each question that `ask` puts to it.
+        self.headers: dict[str, str] = {}
         self.username = ""
         self.password = ""
         #: Its own idea of the time; None: the machine's.
@@ -217,7 +219,8 @@ def _guard(group: int, folder: Path) -> subprocess.Popen[bytes]:
 def ask(server: Server, method: str, path: str, body: Any = None) -> Any:
     """Make one HTTP request with JSON both ways; raises `OSError` where the server does not answer well."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://{server.host}:{server.port}{path}", data, method=method)
+    url = f"http://{server.host}:{server.port}{path}"
+    request = urllib.request.Request(url, data, server.headers, method=method)
     # No proxy of the environment may stand between a test and its own server.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=5) as response:
