@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from celery_distsched.drivers.base import Answer, Driver, Member, Swap
 from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
+
+logger = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS node (
@@ -26,6 +29,10 @@ _CHANGE = "UPDATE ledger SET record = ? WHERE namespace = ? AND entry = ? AND re
 _READ = "SELECT entry, record FROM ledger WHERE namespace = ? AND entry"
 #: Keys in one statement: SQLite before 3.32 takes 999 values.
 _MOST_VARIABLES = 500
+#: What a full disk is called, or one whose quota or limit has been reached.
+_FULL = ("is full", "disk I/O error")
+#: Seconds after which a disk that was full is tried again for room, at the price of a call if there is none.
+_FULL_S = 60.0
 
 
 class SQLiteDriver(Driver):
@@ -35,6 +42,7 @@ class SQLiteDriver(Driver):
     Table ``ledger``: (namespace, entry) → record; rows stay.
 
     The write-ahead log needs memory shared by all who open the file: beats on one host, never a network file system.
+    On a full disk it is written over, for which it has room: see https://www.sqlite.org/wal.html, 2.1 Checkpointing.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -48,6 +56,7 @@ class SQLiteDriver(Driver):
         # One connection a process: SQLite has a single writer anyhow, so a second would only queue in the kernel
         # where this lock queues in order.
         self._connection: sqlite3.Connection | None = None
+        self._full_until = float("-inf")
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._inherited: list[sqlite3.Connection | None] = []
@@ -140,6 +149,8 @@ class SQLiteDriver(Driver):
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._connected() as db:
+            if time.monotonic() < self._full_until:
+                _rewind(db)
             # IMMEDIATE takes the write lock first: a transaction that reads and then writes may find that it cannot.
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -167,7 +178,12 @@ class SQLiteDriver(Driver):
             if "readonly" in str(exc):
                 # What was opened while the file could not be written to stays like that when it can.
                 self._disconnect()
-            raise StoreUnavailable(f"{self._path}: {exc}{_mend(exc)}") from exc
+            failed = f"{self._path}: {exc}{_mend(exc)}"
+            if any(said in str(exc) for said in _FULL):
+                if time.monotonic() >= self._full_until:
+                    logger.warning("%s; going on with the room that its log has, if that is enough", failed)
+                self._full_until = time.monotonic() + _FULL_S
+            raise StoreUnavailable(failed) from exc
         finally:
             self._lock.release()
 
@@ -200,6 +216,8 @@ class SQLiteDriver(Driver):
             # NORMAL could forget the last claims when the power fails, and they would be sent again.
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(_SCHEMA)
+            # The database has its size from now on, should the disk be full later.
+            _rewind(db)
         except BaseException:
             db.close()
             raise
@@ -229,6 +247,12 @@ _MENDS = {
     "disk I/O error": "Has its disk room, and can it be written to? The system's log may say more",
     "locked": "Another program keeps its lock: a copy, a check, a vacuum",
 }
+
+
+def _rewind(db: sqlite3.Connection) -> None:
+    """Bring what is in the log into the database, so that the next transaction begins at the log's start."""
+    with suppress(sqlite3.Error):
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 def _mend(exc: Exception) -> str:

@@ -10,13 +10,11 @@ from pathlib import Path
 
 from tests.acceptance.outages import Outage
 
-SIZE = "4m"
-
 
 @contextmanager
-def mounted(folder: Path) -> Iterator[bool]:
+def mounted(folder: Path, size: str = "4m") -> Iterator[bool]:
     """Mount a small disk on a folder; False where that is not permitted, and the folder is as it was."""
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "celery-distsched-tests", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "celery-distsched-tests", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         yield False
         return

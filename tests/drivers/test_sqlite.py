@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,38 @@ def test_nobody_else_may_read_the_file_or_its_logs(opened: Open, tmp_path: Path)
             assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
     finally:
         os.umask(loose)
+
+
+@pytest.mark.parametrize("renewals", [30, 3000], ids=["a short log", "a log of its usual size"])
+def test_a_full_disk_costs_a_call(opened: Open, tmp_path: Path, renewals: int) -> None:
+    """The log has room for what it has held before, and is written over."""
+    nodes = [opened(tmp_path / "file") for _ in range(3)]
+    for number, node in enumerate(nodes):
+        node.join(f"node-{number}", "info")
+        node.swap([Swap(f"entry-{number}-{one}", None, "0") for one in range(20)])
+    for number, node in cycle(enumerate(nodes)):
+        node.renew(f"node-{number}", "info")
+        renewals -= 1
+        if not renewals:
+            break
+    largest = max(file.stat().st_size for file in tmp_path.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file may grow any more: the system's limit stands in for a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
+    refused = [0, 0, 0]
+    known = [0, 0, 0]
+    try:
+        for number, node in islice(cycle(enumerate(nodes)), 2000):
+            try:
+                node.renew(f"node-{number}", "info")
+                swaps = [Swap(f"entry-{number}-{one}", str(known[number]), str(known[number] + 1)) for one in range(20)]
+                assert all(answer.won for answer in node.swap(swaps, f"node-{number}"))
+                known[number] += 1
+            except StoreUnavailable:
+                refused[number] += 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert max(refused) <= 1, refused
 
 
 def test_beats_that_make_the_file_at_the_same_moment_wait_for_one_another(opened: Open, tmp_path: Path) -> None:
