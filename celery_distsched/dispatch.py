@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from celery_distsched import collector, farewell
 from celery_distsched.agenda import Agenda
@@ -20,7 +21,7 @@ from celery_distsched.holding import Move
 from celery_distsched.interrupts import Interrupts
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool, View
-from celery_distsched.outbox import Outbox
+from celery_distsched.outbox import Made, Outbox
 from celery_distsched.progress import Progress
 from celery_distsched.record import node_of
 from celery_distsched.ring import HashRing, Places
@@ -53,6 +54,16 @@ _LONGEST_BURST_S = 0.5
 _TOGETHER_S = 0.005
 
 
+class _Claiming(NamedTuple):
+    """Claims that are on their way, or have been."""
+
+    names: Sequence[str]
+    claims: Mapping[str, Move]
+    #: What waits for the store's answers.
+    landing: Callable[[], None]
+    made: Made | None = None
+
+
 class Dispatch:
     """This node's share of the schedule, from the records of its entries to the messages."""
 
@@ -74,6 +85,8 @@ class Dispatch:
         self.ticking = False
         #: A call that claims and pushes and is on its way: what it claims, and what waits for the answer.
         self._flight: tuple[Mapping[str, tuple[Move, Sequence[Push]]], Callable[[], Mapping[str, str]]] | None = None
+        #: Claims that are on their way, to be sent when they are won.
+        self._claiming: _Claiming | None = None
         self._agenda = Agenda(pool, settings, progress, clock)
         self.ledger = self._agenda.ledger = Ledger(
             driver,
@@ -263,20 +276,46 @@ class Dispatch:
             finally:
                 if not self.closed:
                     self._land()
+                    self._send_claimed(self._claimed())
                     outbox.land()
 
     def _claim_and_send_slice(self, names: Sequence[str], most: int, same_redis: SameRedis | None) -> None:
+        """Claim these. What goes in slices is sent in the next round, or at the end, while the store works."""
         try:
             claims = self._agenda.claims(names, self._enqueues(same_redis))
             if same_redis is not None:
                 self._enqueue(claims, same_redis)
-            # Confirms of the slice before ride on the claims of this one.
-            self.ledger.swap({**self.ledger.confirms(most), **claims})
-        finally:
-            # What is on its way is scheduled when its answer comes, or its record has been read.
-            scheduled, unread = self._agenda.timetable, self.ledger.unread
-            self._agenda.schedule([name for name in names if name not in scheduled and name not in unread])
-        self._outbox.send(claims, self._confirm)
+            before = self._claimed()
+            # Confirms of what was sent before ride on the claims of this one.
+            landing = self.ledger.swapping({**self.ledger.confirms(most), **claims})
+        except BaseException:
+            self._schedule(names)
+            raise
+        self._claiming = _Claiming(names, claims, landing)
+        self._send_claimed(before)
+        # Which of these are won nobody knows yet; nearly always all are.
+        self._claiming = self._claiming._replace(made=self._outbox.make(claims))
+        if self._claiming.made is None:
+            self._send_claimed(self._claimed())
+
+    def _claimed(self) -> _Claiming | None:
+        """Take in which of the claims that are on their way, if any are, are won."""
+        claiming, self._claiming = self._claiming, None
+        if claiming is not None:
+            try:
+                claiming.landing()
+            finally:
+                self._schedule(claiming.names)
+        return claiming
+
+    def _send_claimed(self, claimed: _Claiming | None) -> None:
+        if claimed is not None:
+            self._outbox.send(claimed.claims, self._confirm, claimed.made)
+
+    def _schedule(self, names: Sequence[str]) -> None:
+        """Schedule those that are not scheduled when the answer comes, or their record has been read."""
+        scheduled, unread = self._agenda.timetable, self.ledger.unread
+        self._agenda.schedule([name for name in names if name not in scheduled and name not in unread])
 
     def _way(self) -> tuple[SameRedis | None, int]:
         """Return what claims and pushes in one step, if anything does, and how many entries to claim in one go."""

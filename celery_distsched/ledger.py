@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from operator import itemgetter
 
@@ -292,50 +294,86 @@ class Ledger:
             StoreUnavailable: The outcome is unknown; the moves are kept, to be repeated before anything else is done.
             LeaseLost: Not all was written; the records are read before anything else is done.
         """
-        if not moves:
-            return
+        self.swapping(moves)()
+
+    def swapping(self, moves: Mapping[str, Move]) -> Callable[[], None]:
+        """Begin a `swap`, which may raise by then what it raises.
+
+        Returns:
+            What waits for the store's answers, to be called once. Until then nothing is known of these entries.
+        """
         if any(move.enqueue for move in moves.values()):
             raise AssertionError("a claim that leaves no mark, without its message: the run would be lost")
-        for names in batches(moves, self._driver.max_batch):
-            # What came before, such as reading, may have taken its time.
-            trusted = self._trusted()
-            batch = {name: move for name in names if not (move := moves[name]).fenced or trusted}
-            if not batch:
+        parts = batches(moves, self._driver.max_batch)
+        first = self._begin(moves, next(parts, []))
+
+        def land() -> None:
+            first()
+            for names in parts:
+                self._begin(moves, names)()
+
+        return land
+
+    def _begin(self, moves: Mapping[str, Move], names: Iterable[str]) -> Callable[[], None]:
+        # What came before, such as reading, may have taken its time.
+        trusted = self._trusted()
+        batch = {name: move for name in names if not (move := moves[name]).fenced or trusted}
+        if not batch:
+            return lambda: None
+        fence = self.me if any(move.fenced for move in batch.values()) else None
+        self.tally.dropping(batch, self.me)
+        # Whatever keeps the answers from being taken in, these are repeated then.
+        repeated = set()
+        for name, move in batch.items():
+            holding = self._holding(name)
+            if holding.unanswered is not None:
+                repeated.add(name)
+            holding.unanswered = move
+        self.busy.update(batch)
+        with self._failing(batch, fence):
+            waiting = self._driver.swapping([Swap(name, m.expected, m.new.text()) for name, m in batch.items()], fence)
+        return partial(self._answered, batch, repeated, fence, waiting)
+
+    def _answered(
+        self,
+        batch: Mapping[str, Move],
+        repeated: Collection[str],
+        fence: str | None,
+        waiting: Callable[[], list[Answer]],
+    ) -> None:
+        with self._failing(batch, fence):
+            answers = waiting()
+        self._progress.at = self._clock.elapsed()
+        for (name, move), answer in zip(batch.items(), answers, strict=True):
+            holding = self.holdings[name]
+            holding.unanswered = None
+            if answer.won:
+                self._won(name, holding, move)
+                # A mere confirm changes nothing of when the entry falls due.
+                self._know(name, move.new, news=move.fenced or name in repeated)
                 continue
-            holdings = {name: self._holding(name) for name in batch}
-            fence = self.me if any(move.fenced for move in batch.values()) else None
-            self.tally.dropping(batch, self.me)
-            try:
-                answers = self._driver.swap([Swap(name, m.expected, m.new.text()) for name, m in batch.items()], fence)
-            except StoreUnavailable:
-                for name, holding in holdings.items():
-                    holding.unanswered = batch[name]
-                self.busy.update(batch)
-                self.unheard |= fence is not None
-                raise
-            except LeaseLost:
-                # Some of these, or an earlier attempt at them, may have been written before the membership went.
-                for holding in holdings.values():
-                    holding.unanswered = None
-                self.unread.update(batch)
-                raise
-            self._progress.at = self._clock.elapsed()
-            for (name, move), answer in zip(batch.items(), answers, strict=True):
-                repeated = holdings[name].unanswered is not None
-                holdings[name].unanswered = None
-                if answer.won:
-                    self._won(name, holdings[name], move)
-                    # A mere confirm changes nothing of when the entry falls due.
-                    self._know(name, move.new, news=move.fenced or repeated)
-                    continue
-                if repeated and answer.record is not None:
-                    # The first attempt, which I was not told of, may be what stands in its own way.
-                    self._won(name, holdings[name], move.seen_in(answer.record, self.me))
-                if answer.record is None:
-                    self.unread.add(name)
-                else:
-                    self._learn(name, answer.record)
-            self._tell()
+            if name in repeated and answer.record is not None:
+                # The first attempt, which I was not told of, may be what stands in its own way.
+                self._won(name, holding, move.seen_in(answer.record, self.me))
+            if answer.record is None:
+                self.unread.add(name)
+            else:
+                self._learn(name, answer.record)
+        self._tell()
+
+    @contextmanager
+    def _failing(self, batch: Iterable[str], fence: str | None) -> Iterator[None]:
+        try:
+            yield
+        except StoreUnavailable:
+            self.unheard |= fence is not None
+            raise
+        except LeaseLost:
+            # Some of these, or an earlier attempt at them, may have been written before the membership went.
+            for name in batch:
+                self.holdings[name].unanswered = None
+            self.unread.update(batch)
+            raise
 
     def enqueue(
         self, batch: Mapping[str, tuple[Move, Sequence[Push]]], claim_and_push: ClaimAndPush

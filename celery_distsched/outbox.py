@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, iso
 from celery_distsched.fast_way import FastWay, in_calls
-from celery_distsched.holding import Holding, Phase
+from celery_distsched.holding import Holding, Move, Phase
 from celery_distsched.ledger import Ledger
 from celery_distsched.progress import Progress
 from celery_distsched.settings import Settings
+from celery_distsched.slices import AmqpSlices, RedisSlices
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,17 @@ _LONGEST_DELAY_S = 60.0
 _LARGEST_SLICE = 500
 #: Slices that are on their way at a time.
 _ON_THEIR_WAY = 2
+
+
+class Made(NamedTuple):
+    """Messages that were made before their claims were won."""
+
+    #: What sends them: they are written for its connection.
+    lane: RedisSlices | AmqpSlices
+    instants: Mapping[str, Sequence[int]]
+    #: Without those of entries that go one by one.
+    messages: Mapping[str, Sequence[Any]]
+
 
 _Flight = tuple[Mapping[str, Sequence[int]], Callable[[], Mapping[str, Sequence[Outcome]]]]
 
@@ -104,13 +117,25 @@ class Outbox:
         else:
             self._broker_backoff.failed(self._clock.elapsed())
 
-    def send(self, names: Iterable[str], flush: Callable[[], None]) -> None:
+    def make(self, claims: Mapping[str, Move]) -> Made | None:
+        """Make the messages of what is being claimed, while the store works; None where they do not go in slices."""
+        try:
+            lane = self._fast_way.slices(self._clock.elapsed()) if self._fast_way is not None else None
+            if lane is None or self._fast_way is None:
+                return None
+            instants = {name: move.claimed for name, move in claims.items() if move.claimed}
+            return Made(lane, instants, self._fast_way.messages(instants))
+        except Exception as exc:  # noqa: BLE001  (the claims are on their way: whoever sends meets it again)
+            logger.debug("no messages are made ahead: %r", exc)
+            return None
+
+    def send(self, names: Iterable[str], flush: Callable[[], None], made: Made | None = None) -> None:
         """Send what is claimed of these entries, oldest first; `flush` is called when confirms have waited enough.
 
         The last slice may still be on its way then: see `land`.
         """
         names = list(names)
-        self._send_slices(names, flush)
+        self._send_slices(names, flush, made)
         for name in names:
             holding = self._ledger.free(name)
             if holding is None:
@@ -127,12 +152,16 @@ class Outbox:
                 # An entry that catches up has many instants: they do not wait for each other either.
                 self._flush_in_time(flush)
 
-    def _send_slices(self, names: Iterable[str], flush: Callable[[], None]) -> None:
+    def _send_slices(self, names: Iterable[str], flush: Callable[[], None], made: Made | None) -> None:
         """Send in slices what can be; the rest, and every further attempt, is left to go one by one."""
-        if self._fast_way is None or self._fast_way.slices(self._clock.elapsed()) is None:
+        lane = self._fast_way.slices(self._clock.elapsed()) if self._fast_way is not None else None
+        if lane is None or self._fast_way is None:
             return
         firsts = {name: instants for name in names if (instants := self._first_attempts(name))}
-        messages = self._fast_way.messages(firsts)
+        if made is not None and made.lane is lane and made.instants == firsts:
+            messages = made.messages
+        else:
+            messages = self._fast_way.messages(firsts)
         for slice_ in in_calls(messages, _LARGEST_SLICE):
             # The broker works on the slice before meanwhile: it and this node need not wait for each other.
             self.land(_ON_THEIR_WAY - 1)

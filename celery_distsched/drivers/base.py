@@ -176,6 +176,15 @@ class Driver(ABC):
             StoreUnavailable: What was written is unknown. Repeat the same batch, unchanged, until it is answered.
         """
 
+    def swapping(self, swaps: Sequence[Swap], fence: str | None = None) -> Callable[[], list[Answer]]:
+        """Begin a `swap`; done by then, unless the store's client can go on without its answers.
+
+        Returns:
+            What waits for them, to be called once; it returns and raises what `swap` does.
+        """
+        answers = self.swap(swaps, fence)
+        return lambda: answers
+
     def warnings(self) -> list[str]:
         """Return what the operator should know of this store, each with its mend; asked once, after the first join."""
         return []

@@ -16,11 +16,11 @@ in five days. Start it with ``--auto-compaction-retention=1h``, which is off by 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from celery_distsched.drivers.base import Answer, Driver, Member, Swap
-from celery_distsched.drivers.etcd_client import Line, import_messages
+from celery_distsched.drivers.etcd_client import Attempt, Line, import_messages
 from celery_distsched.drivers.parts import Strangers, part, whole
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import LeaseLost
@@ -54,10 +54,10 @@ class EtcdDriver(Driver):
     # Membership
 
     def join(self, membership: str, info: str) -> None:
-        with self._membership_line.attempt() as etcd:
-            # Twice the time after which observers call a node dead: the lease only cleans up.
-            lease = etcd.grant_lease(math.ceil(2 * self.ttl_s))
-            etcd.put(self._etcd.PutRequest(key=self._node(membership), value=info.encode(), lease=lease))
+        etcd = self._membership_line.attempt()
+        # Twice the time after which observers call a node dead: the lease only cleans up.
+        lease = etcd.grant_lease(math.ceil(2 * self.ttl_s))
+        etcd.put(self._etcd.PutRequest(key=self._node(membership), value=info.encode(), lease=lease))
 
     def renew(self, membership: str, info: str) -> None:
         """Put, then keep alive: the put changes the pulse but not the lease's time, the keep-alive only that time.
@@ -70,18 +70,16 @@ class EtcdDriver(Driver):
         txn = self._etcd.TxnRequest(
             compare=[self._is_there(key)], success=[self._etcd.RequestOp(request_put=put), self._get(key)]
         )
-        with self._membership_line.attempt() as etcd:
-            renewed = etcd.txn(txn)
-            if not renewed.succeeded or not etcd.keep_lease(_first(renewed.responses[1]).lease):
-                raise LeaseLost(f"etcd has no membership {membership!r}: removed, or its lease ran out")
+        etcd = self._membership_line.attempt()
+        renewed = etcd.txn(txn)
+        if not renewed.succeeded or not etcd.keep_lease(_first(renewed.responses[1]).lease):
+            raise LeaseLost(f"etcd has no membership {membership!r}: removed, or its lease ran out")
 
     def members(self) -> dict[str, Member]:
         # The end of a prefix is the prefix with its last byte, "/", raised by one.
         everyone = self._etcd.RangeRequest(key=self._nodes, range_end=self._nodes[:-1] + b"0")
-        with self._membership_line.attempt() as etcd:
-            found = etcd.get(everyone).kvs
         members = {}
-        for node in found:
+        for node in self._membership_line.attempt().get(everyone).kvs:
             membership = whole(_decoded(node.key[len(self._nodes) :]))
             if membership is None:
                 self._strangers.name(_decoded(node.key), "is not a membership")
@@ -91,34 +89,42 @@ class EtcdDriver(Driver):
 
     def remove(self, membership: str, pulse: str | None = None) -> bool:
         key = self._node(membership)
-        with self._membership_line.attempt() as etcd:
-            if pulse is None:
-                etcd.delete(key)
-                return True
-            compare = self._etcd.Compare
-            same = compare(key=key, target=compare.MOD, result=compare.EQUAL, mod_revision=int(pulse))
-            delete = self._etcd.RequestOp(request_delete_range=self._etcd.DeleteRangeRequest(key=key))
-            outcome = etcd.txn(self._etcd.TxnRequest(compare=[same], success=[delete], failure=[self._get(key)]))
-            return bool(outcome.succeeded) or not outcome.responses[0].response_range.kvs
+        etcd = self._membership_line.attempt()
+        if pulse is None:
+            etcd.delete(key)
+            return True
+        compare = self._etcd.Compare
+        same = compare(key=key, target=compare.MOD, result=compare.EQUAL, mod_revision=int(pulse))
+        delete = self._etcd.RequestOp(request_delete_range=self._etcd.DeleteRangeRequest(key=key))
+        outcome = etcd.txn(self._etcd.TxnRequest(compare=[same], success=[delete], failure=[self._get(key)]))
+        return bool(outcome.succeeded) or not outcome.responses[0].response_range.kvs
 
     # Ledger
 
     def read(self, keys: Sequence[str]) -> list[str | None]:
         # Linearizable: etcd treats a transaction of plain gets as it treats a get.
         txns = (self._etcd.TxnRequest(success=[self._get(self._record(key)) for key in some]) for some in _parts(keys))
-        with self._ledger_line.attempt() as etcd:
-            return [_text(answer) for outcome in etcd.txns(txns) for answer in outcome.responses]
+        outcomes = self._ledger_line.attempt().txns(txns)()
+        return [_text(answer) for outcome in outcomes for answer in outcome.responses]
 
     def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
+        return self.swapping(swaps, fence)()
+
+    def swapping(self, swaps: Sequence[Swap], fence: str | None = None) -> Callable[[], list[Answer]]:
         """Transactions that check the fence, each of them at first for all its swaps or for none.
 
         Where one of them loses, each gets a transaction within it of its own: nothing had been written for any of them.
         """
         parts = list(_parts(swaps))
-        with self._ledger_line.attempt() as etcd:
-            at_once = etcd.txns(self._together(some, fence) for some in parts)
-            contested = [some for some, outcome in zip(parts, at_once, strict=True) if not outcome.succeeded]
-            one_by_one = etcd.txns(self._each(some, fence) for some in contested)
+        etcd = self._ledger_line.attempt()
+        asked = etcd.txns(self._together(some, fence) for some in parts)
+        return lambda: self._answers(etcd, parts, asked(), fence)
+
+    def _answers(
+        self, etcd: Attempt, parts: Sequence[Sequence[Swap]], at_once: Sequence[Any], fence: str | None
+    ) -> list[Answer]:
+        contested = [some for some, outcome in zip(parts, at_once, strict=True) if not outcome.succeeded]
+        one_by_one = etcd.txns(self._each(some, fence) for some in contested)()
         if not all(outcome.succeeded for outcome in one_by_one):
             raise LeaseLost(f"etcd has no membership {fence!r}: nothing is written any more")
         answers, each = list[Answer](), iter(one_by_one)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -95,17 +96,10 @@ class Line:
         if ("cert" in settings) != ("key" in settings):
             raise ConfigError(f"{url.masked}: a client certificate needs both cert and key")
 
-    @contextmanager
-    def attempt(self) -> Iterator[Attempt]:
+    def attempt(self) -> Attempt:
         """Open one attempt; all its requests together are bounded by ``timeout_s``."""
-        link = self._connected()
-        try:
-            give_up_at = time.monotonic() + self._timeout_s
-            yield Attempt(self._messages, link, self._credentials, self._secrets, give_up_at)
-        except StoreUnavailable:
-            # A frozen server, a half-open connection, a member that has lost its leader: one cure for all.
-            self._drop(link)
-            raise
+        link, give_up_at = self._connected(), time.monotonic() + self._timeout_s
+        return Attempt(self._messages, link, self._credentials, self._secrets, give_up_at, partial(self._drop, link))
 
     def close(self) -> None:
         with self._lock:
@@ -162,6 +156,7 @@ class Attempt:
         credentials: tuple[str, str] | None,
         secrets: Secrets,
         give_up_at: float,
+        drop: Callable[[], None],
     ) -> None:
         import grpc
 
@@ -171,16 +166,20 @@ class Attempt:
         self._credentials = credentials
         self._secrets = secrets
         self._give_up_at = give_up_at
+        self._drop = drop
 
     def txn(self, request: Any) -> Any:
         return self._ask(self.link.kv.Txn, request)
 
-    def txns(self, requests: Iterable[Any]) -> list[Any]:
+    def txns(self, requests: Iterable[Any]) -> Callable[[], list[Any]]:
         """Ask for all at once, in no order: etcd writes to its disk together what it has to write at a time.
 
         Each is sent as soon as it is made, so that etcd works while the next is.
+
+        Returns:
+            What waits for the answers.
         """
-        return self._ask_all(self.link.kv.Txn, requests)
+        return self._begin(self.link.kv.Txn, requests)
 
     def get(self, request: Any) -> Any:
         return self._ask(self.link.kv.Range, request)
@@ -203,14 +202,18 @@ class Attempt:
         return bool(answer.TTL > 0)
 
     def _ask(self, call: Any, request: Any) -> Any:
-        return self._ask_all(call, [request])[0]
+        return self._begin(call, [request])()[0]
 
-    def _ask_all(self, call: Any, requests: Iterable[Any]) -> list[Any]:
-        try:
+    def _begin(self, call: Any, requests: Iterable[Any]) -> Callable[[], list[Any]]:
+        with self._explaining():
             if self.link.token is None:
                 self.link.token = self._new_token()
-            answers = []
-            for request, answer in self._sent(call, requests, self.link.token):
+            return partial(self._answers, call, self._sent(call, requests, self.link.token))
+
+    def _answers(self, call: Any, sent: Iterable[tuple[Any, Callable[[], Any]]]) -> list[Any]:
+        answers = []
+        with self._explaining():
+            for request, answer in sent:
                 try:
                     answers.append(answer())
                 except self._grpc.RpcError as exc:
@@ -220,13 +223,22 @@ class Attempt:
                     # nothing, so it can be sent again.
                     self.link.token = self._new_token()
                     answers.append(self._send(call, request, self.link.token))
+        return answers
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
         except self._grpc.RpcError as exc:
-            said = f"{exc.code().name}: {exc.details() or ''}"
-            raise StoreUnavailable(self._explained(said)) from self._secrets.harmless(exc)
+            raise self._broken(f"{exc.code().name}: {exc.details() or ''}") from self._secrets.harmless(exc)
         # gRPC's ways to say that another thread has closed the channel.
         except (ValueError, self._grpc.FutureCancelledError) as exc:
-            raise StoreUnavailable(self._explained(repr(exc))) from self._secrets.harmless(exc)
-        return answers
+            raise self._broken(repr(exc)) from self._secrets.harmless(exc)
+
+    def _broken(self, said: str) -> StoreUnavailable:
+        # A frozen server, a half-open connection, a member that has lost its leader: one cure for all.
+        self._drop()
+        return StoreUnavailable(self._explained(said))
 
     def _sent(self, call: Any, requests: Iterable[Any], token: _Token) -> list[tuple[Any, Callable[[], Any]]]:
         """Send requests; returns each with what waits for its answer."""

@@ -79,9 +79,9 @@ def test_renewals_keep_a_member_and_without_them_its_lease_ends(etcd_server: Etc
 
 def test_a_lease_that_etcd_does_not_know_is_not_kept(etcd_server: EtcdServer) -> None:
     line = Line(import_messages(), StoreUrl.parse(etcd_server.url()), {}, timeout_s=2.0)
-    with line.attempt() as etcd:
-        assert etcd.keep_lease(etcd.grant_lease(4))
-        assert not etcd.keep_lease(12345)
+    etcd = line.attempt()
+    assert etcd.keep_lease(etcd.grant_lease(4))
+    assert not etcd.keep_lease(12345)
     line.close()
 
 
@@ -96,10 +96,10 @@ def test_a_namespace_that_reads_like_a_part_of_another_is_not_in_it(etcd_server:
 
 def test_a_line_that_another_thread_has_closed_is_an_error_of_ours(etcd_server: EtcdServer) -> None:
     line = Line(import_messages(), StoreUrl.parse(etcd_server.url()), {}, timeout_s=2.0)
-    with line.attempt() as etcd:
-        etcd.keep_lease(12345)
-        line.close()
-        _error(lambda: etcd.grant_lease(4))
+    etcd = line.attempt()
+    etcd.keep_lease(12345)
+    line.close()
+    _error(lambda: etcd.grant_lease(4))
 
 
 def test_a_killed_server_is_used_again_as_soon_as_it_is_back(open_etcd: Open) -> None:
@@ -222,8 +222,7 @@ class EtcdWithCertificates(EtcdServer):
         """It answers a client that shows its certificate."""
         line = Line(import_messages(), StoreUrl.parse(self.url()), self.files, timeout_s=1.0)
         try:
-            with line.attempt() as etcd:
-                return etcd.grant_lease(2) > 0
+            return line.attempt().grant_lease(2) > 0
         except StoreUnavailable:
             return False
         finally:
