@@ -48,6 +48,21 @@ class LedgerContract(StoreUnderTest):
         assert node.swap(batch) == [Answer(False, "theirs"), won[0], Answer(False, None), *won[1:]]
         assert other.read([swap.key for swap in batch]) == ["theirs", "a", None, "b", "c"]
 
+    def test_a_swap_that_was_begun_is_as_exact(self) -> None:
+        node, other = self.node(), self.node()
+        node.join("me", "")
+        batch = [Swap(f"entry {number}", None, "mine") for number in range(min(300, node.max_batch))]
+        first = node.swapping(batch, fence="me")
+        second = other.swapping([swap._replace(new="theirs") for swap in batch], fence="me")
+        mine, theirs = first(), second()
+        records = node.read([swap.key for swap in batch])
+        for one, another, record in zip(mine, theirs, records, strict=True):
+            assert one.won != another.won
+            assert one.record == another.record == record == ("mine" if one.won else "theirs")
+        node.remove("me")
+        refused(LeaseLost, lambda: node.swapping([Swap("late", None, "x")], fence="me")())
+        assert node.read(["late"]) == [None]
+
     def test_an_empty_batch_has_an_empty_answer(self) -> None:
         node = self.node()
         node.join("me", "")

@@ -104,18 +104,18 @@ def test_an_idle_beat_asks_the_store_of_no_entry(cluster: Cluster, monkeypatch: 
     beat, asked = cluster.beat(_ENTRIES), set[str]()
     beat.tick_until(lambda: beat.ready)
     driver = beat.scheduler.driver
-    read, swap = driver.read, driver.swap
+    read, swapping = driver.read, driver.swapping
 
     def noted_read(names: Any) -> Any:
         asked.update(names)
         return read(names)
 
-    def noted_swap(swaps: Any, fence: str | None = None) -> Any:
+    def noted_swapping(swaps: Any, fence: str | None = None) -> Any:
         asked.update(swap.key for swap in swaps)
-        return swap(swaps, fence)
+        return swapping(swaps, fence)
 
     monkeypatch.setattr(driver, "read", noted_read)
-    monkeypatch.setattr(driver, "swap", noted_swap)
+    monkeypatch.setattr(driver, "swapping", noted_swapping)
     until(lambda: beat.tick() and "\0generation" in asked)
     assert asked == {"\0generation"}
 

@@ -44,19 +44,19 @@ def tick_until_just_before(beat: Beat, instant_us: int) -> None:
 @contextmanager
 def first_swap_unanswered(beat: Beat) -> Iterator[threading.Event]:
     """Carry out the next swap of this beat and lose the answer; the ones after find the store gone, until the end."""
-    driver, swap, lost = beat.scheduler.driver, beat.scheduler.driver.swap, threading.Event()
+    driver, swapping, lost = beat.scheduler.driver, beat.scheduler.driver.swapping, threading.Event()
 
     def unanswered(*args: Any) -> Any:
         if not lost.is_set():
-            swap(*args)
+            swapping(*args)()
             lost.set()
         raise StoreUnavailable("the answer was lost")
 
-    driver.swap = unanswered
+    driver.swapping = unanswered
     try:
         yield lost
     finally:
-        driver.swap = swap
+        driver.swapping = swapping
 
 
 # Claims
@@ -68,14 +68,14 @@ def test_a_lost_reply_of_a_claim_is_not_a_lost_run(cluster: Cluster, wired_store
     beat = cluster.beat({"a": HOURLY}, distsched_url=url)
     due = cluster.seed("a", last_us=in_s(1))
     beat.tick_until(lambda: beat.ready)
-    me, driver, swap = beat.inner.pool.view.me, beat.scheduler.driver, beat.scheduler.driver.swap
+    me, driver, swapping = beat.inner.pool.view.me, beat.scheduler.driver, beat.scheduler.driver.swapping
 
     def without_replies(*args: Any) -> Any:
-        driver.swap = swap
+        driver.swapping = swapping
         wire.drop_replies()
-        return swap(*args)
+        return swapping(*args)
 
-    driver.swap = without_replies
+    driver.swapping = without_replies
     beat.tick_until(lambda: (record := cluster.record("a")) and record.open)
     assert cluster.record("a").open == {due: me}  # type: ignore[union-attr]
     assert cluster.sent() == []

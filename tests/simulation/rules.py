@@ -126,19 +126,20 @@ def _() -> Any:
 
 @_rule("an unanswered swap is repeated until it is answered")
 def _() -> Any:
-    swap = Ledger.swap
+    failing = Ledger._failing
 
-    def forgetful(self: Ledger, moves: Any) -> None:
+    @contextmanager
+    def forgetful(self: Ledger, batch: Any, fence: str | None) -> Iterator[None]:
         try:
-            swap(self, moves)
+            with failing(self, batch, fence):
+                yield
         except StoreUnavailable:
-            for name in moves:
-                if (holding := self.holdings.get(name)) is not None and holding.unanswered is not None:
-                    holding.unanswered = None
-                    self.unread.add(name)
+            for name in batch:
+                self.holdings[name].unanswered = None
+            self.unread.update(batch)
             raise
 
-    return patch.object(Ledger, "swap", forgetful)
+    return patch.object(Ledger, "_failing", forgetful)
 
 
 @_rule("a mark names the membership, not only the node")
