@@ -38,7 +38,7 @@ def all_sent_by(cluster: Cluster, slowly: Callable[[Sequence[Swap], Answers], li
     def swapping(swaps: Sequence[Swap], fence: str | None = None) -> Answers:
         return lambda: slowly(claims_in(swaps), lambda: driver.swap(swaps, fence))
 
-    driver.swapping = swapping  # type: ignore[method-assign]
+    driver.swapping = swapping
     try:
         beat.tick_until(lambda: cluster.settled(*NAMES), within_s=30)
     finally:
@@ -50,7 +50,7 @@ def claims_in(swaps: Sequence[Swap]) -> list[Swap]:
 
 
 def test_nothing_is_sent_before_its_claim_is_won(cluster: Cluster) -> None:
-    at_each_answer = []
+    at_each_answer = list[int]()
 
     def slowly(claims: Sequence[Swap], swap: Answers) -> list[Answer]:
         sent = {message.entry for message in cluster.sent()}
@@ -68,7 +68,7 @@ def test_nothing_is_sent_before_its_claim_is_won(cluster: Cluster) -> None:
 
 
 def test_what_another_node_wins_meanwhile_is_not_sent(cluster: Cluster) -> None:
-    taken = []
+    taken = list[str]()
 
     def slowly(claims: Sequence[Swap], swap: Answers) -> list[Answer]:
         if claims:
@@ -86,7 +86,7 @@ def test_what_another_node_wins_meanwhile_is_not_sent(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("done", [True, False], ids=["done", "not done"])
 def test_claims_whose_answers_are_lost_are_neither_lost_nor_sent_twice(cluster: Cluster, done: bool) -> None:
-    lost = []
+    lost = list[int]()
 
     def slowly(claims: Sequence[Swap], swap: Answers) -> list[Answer]:
         if claims and len(lost) < 2:
