@@ -119,9 +119,11 @@ class Outbox:
 
     def make(self, claims: Mapping[str, Move]) -> Made | None:
         """Make the messages of what is being claimed, while the store works; None where they do not go in slices."""
+        if not claims or self._fast_way is None:
+            return None
         try:
-            lane = self._fast_way.slices(self._clock.elapsed()) if self._fast_way is not None else None
-            if lane is None or self._fast_way is None:
+            lane = self._fast_way.slices(self._clock.elapsed())
+            if lane is None:
                 return None
             instants = {name: move.claimed for name, move in claims.items() if move.claimed}
             return Made(lane, instants, self._fast_way.messages(instants))
@@ -152,10 +154,12 @@ class Outbox:
                 # An entry that catches up has many instants: they do not wait for each other either.
                 self._flush_in_time(flush)
 
-    def _send_slices(self, names: Iterable[str], flush: Callable[[], None], made: Made | None) -> None:
+    def _send_slices(self, names: Sequence[str], flush: Callable[[], None], made: Made | None) -> None:
         """Send in slices what can be; the rest, and every further attempt, is left to go one by one."""
-        lane = self._fast_way.slices(self._clock.elapsed()) if self._fast_way is not None else None
-        if lane is None or self._fast_way is None:
+        if not names or self._fast_way is None:
+            return
+        lane = self._fast_way.slices(self._clock.elapsed())
+        if lane is None:
             return
         firsts = {name: instants for name in names if (instants := self._first_attempts(name))}
         if made is not None and made.lane is lane and made.instants == firsts:

@@ -35,12 +35,12 @@ def frozen(what: str, server: Server) -> Outage:
 
 def leader_killed(servers: EtcdCluster) -> Outage:
     """The others elect another."""
-    return _some(servers, "leader killed", lambda: [servers.leader], Server.kill, Server.start)
+    return _some(servers, "store's leader killed", lambda: [servers.leader], Server.kill, Server.start)
 
 
 def leader_frozen(servers: EtcdCluster) -> Outage:
     """The others elect another, and it learns of that when it goes on."""
-    return _some(servers, "leader frozen", lambda: [servers.leader], Server.freeze, Server.thaw)
+    return _some(servers, "store's leader frozen", lambda: [servers.leader], Server.freeze, Server.thaw)
 
 
 def quorum_lost(servers: EtcdCluster) -> Outage:
@@ -50,17 +50,17 @@ def quorum_lost(servers: EtcdCluster) -> Outage:
         leader = servers.leader
         return [leader, next(member for member in servers.members if member is not leader)]
 
-    return _some(servers, "quorum lost", two, Server.kill, Server.start)
+    return _some(servers, "store's quorum lost", two, Server.kill, Server.start)
 
 
 def all_killed(servers: EtcdCluster) -> Outage:
     """As `killed`."""
-    return _some(servers, "killed", lambda: servers.members, Server.kill, Server.start)
+    return _some(servers, "store killed", lambda: servers.members, Server.kill, Server.start)
 
 
 def _some(
     servers: EtcdCluster,
-    what: str,
+    kind: str,
     choose: Callable[[], Sequence[Server]],
     do: Callable[[Server], None],
     undo: Callable[[Server], None],
@@ -77,7 +77,7 @@ def _some(
             undo(chosen.pop())
         servers.wait_until_healthy()
 
-    return Outage(f"store's {what}", begin, end)
+    return Outage(kind, begin, end)
 
 
 def revoked(server: GuardedConsul, token: str, rules: str) -> Outage:

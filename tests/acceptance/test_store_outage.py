@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from tests.acceptance.at_once import at_once
 from tests.acceptance.beat import Beat
 from tests.acceptance.cluster import Cluster
-from tests.acceptance.outages import Outage, cut, frozen, full, killed, locked, out_of_memory, silent
+from tests.acceptance.outages import Outage, cut, frozen, killed, locked, out_of_memory, silent
 from tests.acceptance.queue import Message, RedisQueue
 from tests.figures import Figure
 from tests.servers import ConsulServer, EtcdServer, RedisServer, Server
@@ -52,7 +51,7 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
         queue = RedisQueue(redis_server.url(path=f"/{9 - nth}"))
         if server is None:
             path = tmp_path_factory.mktemp("store") / "store.sqlite3"
-            return hurt(store, f"sqlite:///{path}", queue, [locked(path)], path=path)
+            return hurt(store, f"sqlite:///{path}", queue, [locked(path), locked(path)])
         server.start()
         with Wire(server.port) as wire:
             outages = [killed("store", server), frozen("store", server), cut("store", wire), silent("store", wire)]
@@ -71,13 +70,11 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
         yield at_once({store: lambda n=nth, s=store, on=server: run(n, s, on) for nth, (store, server) in pairs})  # type: ignore[misc]
 
 
-def hurt(store: str, url: str, queue: RedisQueue, outages: list[Outage], path: Path | None = None) -> Result:
+def hurt(store: str, url: str, queue: RedisQueue, outages: list[Outage]) -> Result:
     """Have a store away in these ways, one after the other, under three beats, of which one ends during the last."""
     back_s, end_s = [], 0.0
     with Cluster(url, queue, entries=20, ttl_s=TTL_S) as cluster:
         leaving, *staying = beats = cluster.start(3)
-        if path is not None:
-            outages = [*outages, full(beats)]
         began = time.time()
         for outage in outages:
             with cluster.during(outage):
