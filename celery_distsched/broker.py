@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
 
 logger = logging.getLogger(__name__)
+
+#: What a Redis calls it that has no class of errors in its client.
+_TAKES_NOTHING = re.compile(r"\b(MISCONF|NOREPLICAS)\b")
 
 
 #: Seconds that closing the connection may take.
@@ -49,7 +53,7 @@ _MEANING = {
 
 
 class BrokerAway(Exception):
-    """It could not be found out how messages are to be written, since the broker does not answer."""
+    """It could not be found out how messages are to be written: the broker does not answer, or takes nothing."""
 
 
 class Broker:
@@ -164,6 +168,15 @@ class Broker:
             farewell = threading.Thread(target=_release, args=(connection,), name="distsched-farewell", daemon=True)
             farewell.start()
             farewell.join(_FAREWELL_S)
+
+    @staticmethod
+    def takes_nothing(error: BaseException) -> bool:
+        """Whether the broker says that it takes nothing for now, from whomever: a Redis without room, or a replica."""
+        # By their names: the library is that of one transport.
+        return any(
+            type(exc).__name__ in ("OutOfMemoryError", "ReadOnlyError") or _TAKES_NOTHING.search(str(exc))
+            for exc in _chain(error)
+        )
 
     def outcome_of(self, error: BaseException) -> Outcome:
         """Say what an error out of ``apply_async`` means for the message."""

@@ -322,8 +322,9 @@ class Dispatch:
         if self._fast_way is None:
             return None, self._slice
         now = self._clock.elapsed()
+        # One look decides: a second one may find back what was away at the first.
         same_redis = self._fast_way.same_redis(now)
-        if self._fast_way.surveying or (same_redis is None and self._fast_way.slices(now) is None):
+        if self._fast_way.surveying or not (same_redis or self._fast_way.slicing):
             return same_redis, self._slice
         return same_redis, _LARGE_SLICE if same_redis is None else _FAST_SLICE
 
@@ -337,6 +338,10 @@ class Dispatch:
             return
         moves = {name: claims.pop(name) for name in [name for name, move in claims.items() if move.enqueue]}
         messages = self._fast_way.messages({name: move.claimed for name, move in moves.items()})
+        if moves and not messages:
+            # The broker is away, or takes nothing for now: there is time until it is asked again.
+            self._outbox.close(self._clock.elapsed())
+            return
         for names in in_calls(messages, _FAST_SLICE):
             batch = {name: (moves[name], messages[name]) for name in names}
             # Up to here the server has worked on the call before: it and this node need not wait for each other.

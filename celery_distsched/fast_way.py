@@ -93,6 +93,11 @@ class FastWay:
         lane = self._look(now, connect=self._may_be_store)
         return lane if isinstance(lane, SameRedis) else None
 
+    @property
+    def slicing(self) -> bool:
+        """Whether what is claimed is sent in slices, as of the last look."""
+        return self._said is not None and isinstance(self._said[0], (RedisSlices, AmqpSlices))
+
     def slices(self, now: float) -> RedisSlices | AmqpSlices | None:
         """Return what sends in slices what has been claimed, if that can be done now."""
         lane = self._look(now, connect=self._may_be_store)
@@ -181,8 +186,11 @@ class FastWay:
             # Only now, as below, since it cannot be imported without the transport's library.
             from celery_distsched.redis_messages import RedisMessages
 
+            apart = why_apart(self._scheduler.driver, *_server(channel))
+            # A server that was started anew between the two questions looks like two.
             run_id, database = _server(channel)
-            apart = why_apart(self._scheduler.driver, run_id, database)
+            if apart is not None:
+                apart = why_apart(self._scheduler.driver, run_id, database)
             if apart is None:
                 messages = RedisMessages(channel, prefix=channel.global_keyprefix or "")
                 lane = SameRedis(self._scheduler.driver, run_id, messages)
@@ -213,8 +221,11 @@ class FastWay:
                 try:
                     why = self._publisher.why_not(one) if self._publisher is not None else None
                 except BrokerAway:
-                    # All of them are looked at once there is a connection again.
-                    return
+                    if self._scheduler.broker.current is None:
+                        # All of them are looked at once there is a connection again.
+                        return
+                    self._unseen.append(one)
+                    break
                 if why is not None:
                     self._ordinary[one.name] = why
             if self._unseen:

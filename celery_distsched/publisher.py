@@ -196,6 +196,9 @@ class Publisher:
             return self._way_by(self._kind_of(planned), planned.entry)
         except Exception as exc:
             broker = self._scheduler.broker
+            if broker.takes_nothing(exc):
+                # Declaring a queue is refused too, which says nothing of the entry.
+                raise BrokerAway(broker.says(exc)) from exc
             if broker.outcome_of(exc) not in (Outcome.REFUSED, Outcome.UNKNOWN):
                 raise
             if not broker.answers():

@@ -79,8 +79,9 @@ class Hurt(NamedTuple):
             return False
         since = min(self.at, self.cut_off_at)
         if self.confirmed is not None:
+            # What a beat that has ended did not confirm it never will, whenever its broker gives the message out.
             open_ = Occurrence(message.entry, message.instant_us) not in self.confirmed
-            return open_ and since - _NEVER_CONFIRMED_S <= message.seen_at <= self.at + unconfirmed_s
+            return open_ and since - _NEVER_CONFIRMED_S <= message.seen_at
         return since - unconfirmed_s <= message.seen_at <= self.at + unconfirmed_s
 
     def came_between_check_and_write(self, message: Message) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import redis
 
 from celery_distsched import fast_way, publisher
 from celery_distsched.drivers.redis_ledger import RedisDriver
+from celery_distsched.fast_way import FastWay
 from tests.same_redis.sending import run
 from tests.same_redis.storm import IN_FORCE, NOT_IN_FORCE
 from tests.same_redis.watched import FAST, ORDINARY, Watch
-from tests.scheduler.cluster import HOURLY, Beat, Cluster, until
+from tests.scheduler.cluster import HOURLY, Beat, Cluster, in_s, until
 from tests.servers import RedisServer, Server
 from tests.wire import Wire
 
@@ -112,7 +115,7 @@ def test_a_broker_that_is_found_to_be_the_store_after_a_failover_is_used_as_such
     cluster: Cluster, watch: Watch, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a while one of the two connections leads to the old master still."""
-    server, others = RedisDriver.server, iter([("the old master", 7)])
+    server, others = RedisDriver.server, iter(2 * [("the old master", 7)])
     monkeypatch.setattr(RedisDriver, "server", lambda self: next(others, None) or server(self))
     monkeypatch.setattr(fast_way, "_ASK_AGAIN_S", 1.0)
     beat = cluster.started({"often": {"task": "nobody.runs.it", "schedule": 0.2}})
@@ -140,6 +143,47 @@ def test_a_broker_that_goes_away_while_it_is_asked_who_it_is_changes_the_way_of_
     assert [
         line for line in log() if line.startswith("nothing new is claimed for now, since the broker cannot be asked")
     ]
+
+
+def test_no_run_goes_another_way_when_a_template_is_made_while_redis_is_out_of_memory(
+    monkeypatch: pytest.MonkeyPatch, log: Callable[[], list[str]]
+) -> None:
+    """Declaring a queue is refused then, which says nothing of the entry."""
+    full, look_ahead = threading.Event(), FastWay.look_ahead
+    monkeypatch.setattr(FastWay, "look_ahead", lambda way, now: look_ahead(way, now) if full.is_set() else None)
+    with RedisServer() as server, closing(Cluster(server.url(path="/0"), ttl_s=5.0)) as cluster:
+        cluster.broker = cluster.read_from = cluster.url
+        watch = Watch(cluster.url)
+        cluster.seed(*NAMES, last_us=in_s(2))
+        beat = cluster.beat(SCHEDULE)
+        beat.tick_until(lambda: beat.ready)
+        assert server.call("CONFIG", "SET", "maxmemory", "1") == b"+OK"
+        full.set()
+        until_s, ticks = time.monotonic() + 4, 0
+        while time.monotonic() < until_s:
+            time.sleep(min(beat.tick(), 0.2))
+            ticks += 1
+        assert server.call("CONFIG", "SET", "maxmemory", "0") == b"+OK"
+        beat.tick_until(lambda: cluster.settled(*NAMES))
+        beat.close()
+        ways = watch.ways()
+        watch.close()
+    assert ways == {name: [FAST] for name in NAMES}, log()
+    # It does not go round in a circle meanwhile.
+    assert ticks < 200
+
+
+def test_a_server_that_is_started_anew_while_it_is_looked_for_is_still_one(
+    cluster: Cluster, watch: Watch, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Store and broker are asked one after the other which server they are."""
+    server, before = RedisDriver.server, iter([("the server before", 7)])
+    monkeypatch.setattr(RedisDriver, "server", lambda self: next(before, None) or server(self))
+    beat = cluster.started({"often": {"task": "nobody.runs.it", "schedule": 0.2}})
+    until(lambda: len(watch.ways().get("often", [])) >= 3)
+    beat.close()
+    assert set(watch.ways()["often"]) == {FAST}
+    assert [line.startswith(IN_FORCE) for line in said()] == [True]
 
 
 @pytest.mark.parametrize(

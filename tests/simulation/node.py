@@ -61,7 +61,7 @@ class Interrupts:
 class OneStep:
     """The fast way where the queue is in the store: claim and push in one step."""
 
-    surveying = False
+    surveying = slicing = False
     out_of_reach = None
 
     def __init__(self, driver: SimulatedDriver) -> None:
