@@ -20,8 +20,8 @@ from celery_distsched.drivers.url import StoreUrl
 
 logger = logging.getLogger(__name__)
 
-#: What a Redis calls it that has no class of errors in its client.
-_TAKES_NOTHING = re.compile(r"\b(MISCONF|NOREPLICAS)\b")
+#: What a Redis says, for which its client has no class of errors; that of a pipeline names the command before it.
+_TAKES_NOTHING = re.compile(r"(^|caused error: )(MISCONF|NOREPLICAS) ")
 
 
 #: Seconds that closing the connection may take.
@@ -172,10 +172,12 @@ class Broker:
     @staticmethod
     def takes_nothing(error: BaseException) -> bool:
         """Whether the broker says that it takes nothing for now, from whomever: a Redis without room, or a replica."""
-        # By their names: the library is that of one transport.
+        # By their names, since the library is that of one transport; and only its own: what an entry's name, its
+        # arguments or their classes are called must not hold up the others.
         return any(
             type(exc).__name__ in ("OutOfMemoryError", "ReadOnlyError") or _TAKES_NOTHING.search(str(exc))
             for exc in _chain(error)
+            if type(exc).__module__ == "redis.exceptions"
         )
 
     def outcome_of(self, error: BaseException) -> Outcome:

@@ -313,7 +313,7 @@ class Dispatch:
             self._outbox.send(claimed.claims, self._confirm, claimed.made)
 
     def _schedule(self, names: Sequence[str]) -> None:
-        """Schedule those that are not scheduled when the answer comes, or their record has been read."""
+        """Schedule these, but for what is scheduled when its answer comes, or when its record has been read."""
         scheduled, unread = self._agenda.timetable, self.ledger.unread
         self._agenda.schedule([name for name in names if name not in scheduled and name not in unread])
 
@@ -322,7 +322,7 @@ class Dispatch:
         if self._fast_way is None:
             return None, self._slice
         now = self._clock.elapsed()
-        # One look decides: a second one may find back what was away at the first.
+        # One look decides all of it: two need not find the same.
         same_redis = self._fast_way.same_redis(now)
         if self._fast_way.surveying or not (same_redis or self._fast_way.slicing):
             return same_redis, self._slice

@@ -64,7 +64,7 @@ class FastWay:
         #: Those that nobody has looked at yet, the next one last; and of those that go the ordinary way, why.
         self._unseen: list[PlannedEntry] = []
         self._ordinary: dict[str, str] = {}
-        self._survey: Iterator[None] | None = None
+        self._survey: Iterator[bool] | None = None
         self._survey_at = float("-inf")
         self._noted = (0, as_datetime(0))
         #: See `_routing`.
@@ -120,7 +120,12 @@ class FastWay:
             self._survey_at = now + _SURVEY_AGAIN_S
             until = time.perf_counter() + _SURVEY_S
             while self._survey is not None and time.perf_counter() < until:
-                self._survey = self._survey if next(self._survey, self) is not self else None
+                at_once = next(self._survey, None)
+                if at_once is None:
+                    self._survey = None
+                elif not at_once:
+                    self._survey_at = now + _LOOK_AGAIN_S
+                    break
         return lane
 
     def _hook(self) -> str | None:
@@ -213,8 +218,12 @@ class FastWay:
         """What is behind one of the connections has changed."""
         self._lane, self._look_again_at = None, float("-inf")
 
-    def _say(self, what: str, why_so: str) -> Iterator[None]:
-        """Look at each entry that is unseen, a few at a time, and then say how many go this way."""
+    def _say(self, what: str, why_so: str) -> Iterator[bool]:
+        """Look at each entry that is unseen, a few at a time, and then say how many go this way.
+
+        Yields:
+            Whether to go on at once.
+        """
         while self._unseen:
             for _ in range(min(_AT_A_TIME, len(self._unseen))):
                 one = self._unseen.pop()
@@ -224,12 +233,14 @@ class FastWay:
                     if self._scheduler.broker.current is None:
                         # All of them are looked at once there is a connection again.
                         return
+                    # It takes nothing for now.
                     self._unseen.append(one)
+                    yield False
                     break
                 if why is not None:
                     self._ordinary[one.name] = why
             if self._unseen:
-                yield
+                yield True
         entries, reasons, others = self._entries, Counter(self._ordinary.values()), len(self._ordinary)
         logger.info(
             "%s, for %d of %d entries, since %s%s%s",

@@ -5,10 +5,12 @@ from contextlib import suppress
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+import redis
 from celery import Celery
+from celery.beat import SchedulingError
 
 from celery_distsched.broker import Broker
-from tests.servers import free_port
+from tests.servers import RedisServer, free_port
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,26 @@ def test_what_a_broker_says_is_repeated_without_its_passwords(urls: str | list[s
     app = Celery(set_as_current=False, broker=urls)
     says = Broker(app, None, 1.0).says(OSError("unknown command 'AUTH' with p@ss, or p%40ss"))
     assert says == "unknown command 'AUTH' with **, or **"
+
+
+def test_a_redis_that_takes_nothing_is_told_from_what_is_wrong_with_one_message() -> None:
+    with RedisServer() as server, redis.Redis(server.host, server.port) as client:
+
+        def says(*, in_a_pipeline: bool) -> BaseException:
+            with pytest.raises(redis.RedisError) as refused:
+                client.pipeline().sadd("set", "member").execute() if in_a_pipeline else client.sadd("set", "member")
+            return refused.value
+
+        for setting, on, off in (("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")):
+            client.config_set(setting, on)
+            assert Broker.takes_nothing(says(in_a_pipeline=False))
+            assert Broker.takes_nothing(says(in_a_pipeline=True))
+            client.config_set(setting, off)
+        client.set("set", "a text")
+        assert not Broker.takes_nothing(says(in_a_pipeline=False))
+    # What is the user's own may be called as it likes.
+    assert not Broker.takes_nothing(SchedulingError("NOREPLICAS check: MISCONF of an argument"))
+    assert not Broker.takes_nothing(type("OutOfMemoryError", (RuntimeError,), {})("of a GPU"))
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
