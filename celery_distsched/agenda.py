@@ -13,11 +13,11 @@ from celery_distsched.clock import Clock, iso, microseconds
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.holding import Move, Phase
 from celery_distsched.instants import Due, Rule, ask, due, jitter
-from celery_distsched.ledger import Ledger
 from celery_distsched.many_lines import ManyLines
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
 from celery_distsched.record import MAX_OPEN, Record, Version, may_claim, version_of
+from celery_distsched.records import Records
 from celery_distsched.schedule_epoch import ScheduleEpoch
 from celery_distsched.settings import Settings
 from celery_distsched.timetable import Timetable
@@ -33,16 +33,14 @@ _LOOK_AGAIN_S = 3600.0
 class Agenda:
     """The entries of this node's share, and what is to be done of them when."""
 
-    #: Set as soon as there is one: it asks this agenda for first records, and tells it of what it learns.
-    ledger: Ledger
-
-    def __init__(self, pool: NodePool, settings: Settings, progress: Progress, clock: Clock) -> None:
+    def __init__(self, records: Records, pool: NodePool, settings: Settings, progress: Progress, clock: Clock) -> None:
         self.entries: Mapping[str, PlannedEntry] = {}
         #: Names of the entries that are mine.
         self.share: set[str] = set()
         self.timetable = Timetable()
         #: Of single entries; summed up at the end of a tick.
         self.lines = ManyLines(logger)
+        self._records = records
         self._pool = pool
         self._settings = settings
         self._progress = progress
@@ -76,7 +74,7 @@ class Agenda:
         if (self._schedule_epoch, self._epochs) == (mine, live):
             return
         # Of what has not been read yet nothing is said before it is.
-        look_again = self._yielded if self._schedule_epoch == mine else self.share - self.ledger.unread
+        look_again = self._yielded if self._schedule_epoch == mine else self.share - self._records.unread
         self._schedule_epoch, self._epochs = mine, live
         self._away_before_us = mine.since_us - self._hand_over_us
         self.schedule(list(look_again))
@@ -111,7 +109,7 @@ class Agenda:
         return moves
 
     def _claimed(self, name: str, now: int, enqueue: Callable[[str], bool]) -> Move | None:
-        planned, holding = self.entries[name], self.ledger.free(name)
+        planned, holding = self.entries[name], self._records.free(name)
         if holding is None or (record := holding.record) is None:
             return None
         mine = self._version(planned, record.version)
@@ -131,14 +129,14 @@ class Agenda:
             self.timetable.set(name, now + microseconds(max(again_s, 0.01)))
             if not is_due or now <= record.last:
                 return None
-            return self.ledger.advance(name, claim=(now,), version=mine, enqueue=enqueue(name))
+            return self._records.advance(name, self.may_take, claim=(now,), version=mine, enqueue=enqueue(name))
         found = self._due(planned, planned.rule, record.last, now)
         claim = found.send[:room]
         if claim and not record.last < claim[0] <= claim[-1] <= now:
             raise AssertionError(f"claiming {claim} after {record.last} at {now}")
         upto = found.upto if len(claim) == len(found.send) else claim[-1]
-        return self.ledger.advance(
-            name, claim=claim, upto=upto, skipped=found.skipped, version=mine, enqueue=enqueue(name)
+        return self._records.advance(
+            name, self.may_take, claim=claim, upto=upto, skipped=found.skipped, version=mine, enqueue=enqueue(name)
         )
 
     def _due(self, planned: PlannedEntry, rule: Rule, last: int, now: int) -> Due:
@@ -172,7 +170,7 @@ class Agenda:
         return record.last < self._away_before_us and self._schedule_epoch.is_back(name)
 
     def may_take(self, name: str) -> bool:
-        planned, holding = self.entries.get(name), self.ledger.holdings.get(name)
+        planned, holding = self.entries.get(name), self._records.holdings.get(name)
         if planned is None or holding is None or holding.record is None:
             return False
         record = holding.record
@@ -188,7 +186,7 @@ class Agenda:
             self._schedule(name, now)
 
     def _schedule(self, name: str, now: int) -> None:
-        planned, holding = self.entries.get(name), self.ledger.free(name)
+        planned, holding = self.entries.get(name), self._records.free(name)
         if planned is None or holding is None or (record := holding.record) is None or name not in self.share:
             self.timetable.drop(name)
             return

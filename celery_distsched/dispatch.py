@@ -24,6 +24,7 @@ from celery_distsched.node_pool import NodePool, View
 from celery_distsched.outbox import Made, Outbox
 from celery_distsched.progress import Progress
 from celery_distsched.record import node_of
+from celery_distsched.records import Records
 from celery_distsched.ring import HashRing, Places
 from celery_distsched.same_redis import SameRedis
 from celery_distsched.schedule_epoch import heirless
@@ -87,10 +88,11 @@ class Dispatch:
         self._flight: tuple[Mapping[str, tuple[Move, Sequence[Push]]], Callable[[], Mapping[str, str]]] | None = None
         #: Claims that are on their way, to be sent when they are won.
         self._claiming: _Claiming | None = None
-        self._agenda = Agenda(pool, settings, progress, clock)
-        self.ledger = self._agenda.ledger = Ledger(
+        self.records = Records(pool, progress, clock, settings)
+        self._agenda = Agenda(self.records, pool, settings, progress, clock)
+        self._ledger = Ledger(
             driver,
-            pool,
+            self.records,
             progress,
             clock,
             settings,
@@ -102,7 +104,7 @@ class Dispatch:
         )
         self._send = send
         self._outbox = Outbox(
-            self.ledger,
+            self.records,
             progress,
             clock,
             settings,
@@ -129,7 +131,7 @@ class Dispatch:
         self._burst_at = float("-inf")
         self._driver = driver
         self._look_at = float("-inf")
-        self._store_loss = StoreLoss(driver, self.ledger, pool, progress, clock, lambda: self._agenda.entries)
+        self._store_loss = StoreLoss(driver, self._ledger, pool, progress, clock, lambda: self._agenda.entries)
 
     def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
         """Take on a schedule; what is known of its entries stays known."""
@@ -156,7 +158,7 @@ class Dispatch:
             except (StoreUnavailable, LeaseLost) as exc:
                 # The heartbeat meets the same store; it reports the outage, once, and its end.
                 logger.debug("this tick ends early: %s", exc)
-            self.ledger.tally.lines.sum_up()
+            self.records.tally.lines.sum_up()
             self._agenda.lines.sum_up()
             self._progress.ticks += 1
             self._progress.at = self._clock.elapsed()
@@ -169,7 +171,7 @@ class Dispatch:
         return float("inf") if at_us is None else (at_us - self._agenda.now_us()) / 1e6
 
     def _work(self, view: View) -> None:
-        ledger, outbox = self.ledger, self._outbox
+        ledger, records, outbox = self._ledger, self.records, self._outbox
         if view.schedule is None:
             return
         self._follow(view)
@@ -179,10 +181,10 @@ class Dispatch:
         if settled:
             ledger.watch()
             ledger.take_over()
-            self._progress.ready = not ledger.unread or bool(ledger.suspicious)
+            self._progress.ready = not records.unread or bool(records.suspicious)
         outbox.reopen()
-        if ledger.busy:
-            outbox.send(ledger.busy, self._confirm)
+        if records.busy:
+            outbox.send(records.busy, self._confirm)
         outbox.land()
         if settled and self._is_due():
             self._claim_and_send()
@@ -192,10 +194,10 @@ class Dispatch:
 
     def _all_read(self) -> bool:
         """Read what has yet to be; False if the store has lost data: somebody may have put it back who knew less."""
-        if not self.ledger.unread:
+        if not self.records.unread:
             return True
         with collector.paused():
-            self.ledger.read(self.ledger.unread)
+            self._ledger.read(self.records.unread)
         return self._store_loss.unchanged()
 
     def _is_due(self) -> bool:
@@ -213,9 +215,9 @@ class Dispatch:
 
     def _follow(self, view: View) -> None:
         """Take in a new membership of mine, a new ring, or a new schedule."""
-        if view.me is not None and view.me != self.ledger.me:
+        if view.me is not None and view.me != self.records.me:
             # Who was never without trust has not been called dead by anybody.
-            self.ledger.rejoined(view.me, doubtful=self._clock.elapsed() > self._trusted_until)
+            self.records.rejoined(view.me, doubtful=self._clock.elapsed() > self._trusted_until)
         self._trusted_until = view.trusted_until
         if self._followed == (view.ring, view.place):
             return
@@ -227,7 +229,7 @@ class Dispatch:
             gained, lost = self._places.moved(*self._followed, view.ring, view.place)
         self._followed = (view.ring, view.place)
         self._agenda.move(gained, lost)
-        self.ledger.own(self._agenda.share, gained, lost)
+        self.records.own(self._agenda.share, gained, lost)
         self._agenda.schedule((self._agenda.share & self._changed) - gained)
         self._changed = set()
         nodes = ", ".join(sorted(view.ring.nodes))
@@ -239,13 +241,13 @@ class Dispatch:
         Raises:
             StoreUnavailable: What this node held is taken over when it is dead.
         """
-        if self.ledger.busy:
+        if self.records.busy:
             alive, me = self._pool.view.alive, self._pool.node_id
             digests = {membership: info.digest for membership, info in alive.items()}
             others = {digest for membership, digest in digests.items() if node_of(membership) != me}
             mine = digests.get(self._pool.view.me or "", "")
             without_heir = heirless(self._driver, mine, others)
-            farewell.hand_back(self.ledger, self._driver, without_heir, at_most_once=self._settings.at_most_once)
+            farewell.hand_back(self.records, self._driver, without_heir, at_most_once=self._settings.at_most_once)
 
     # Claim, publish, confirm
 
@@ -255,7 +257,7 @@ class Dispatch:
 
     def _trusted(self) -> bool:
         """Whether the view is trusted, and by the membership that the marks name."""
-        return self._pool.trusted() and self._pool.view.me == self.ledger.me
+        return self._pool.trusted() and self._pool.view.me == self.records.me
 
     def _claim_and_send(self) -> None:
         # A long burst must not keep the rest of the loop waiting: the next tick goes on with it at once.
@@ -287,7 +289,7 @@ class Dispatch:
                 self._enqueue(claims, same_redis)
             before = self._claimed()
             # Confirms of what was sent before ride on the claims of this one.
-            landing = self.ledger.swapping({**self.ledger.confirms(most), **claims})
+            landing = self._ledger.swapping({**self.records.confirms(most), **claims})
         except BaseException:
             self._schedule(names)
             raise
@@ -314,7 +316,7 @@ class Dispatch:
 
     def _schedule(self, names: Sequence[str]) -> None:
         """Schedule these, but for what is scheduled when its answer comes, or when its record has been read."""
-        scheduled, unread = self._agenda.timetable, self.ledger.unread
+        scheduled, unread = self._agenda.timetable, self.records.unread
         self._agenda.schedule([name for name in names if name not in scheduled and name not in unread])
 
     def _way(self) -> tuple[SameRedis | None, int]:
@@ -348,7 +350,7 @@ class Dispatch:
             self._land()
             if not self._may_go_on():
                 return
-            self._flight = batch, self.ledger.enqueue(batch, same_redis.claim_and_push)
+            self._flight = batch, self._ledger.enqueue(batch, same_redis.claim_and_push)
 
     def _land(self) -> None:
         """Take in what became of the call that is on its way, if one is."""
@@ -364,7 +366,7 @@ class Dispatch:
         for name, (move, _) in batch.items():
             if name in refused:
                 self._fast_way.rest(name, refused[name])
-            elif (holding := self.ledger.holdings.get(name)) is not None and holding.record is move.new:
+            elif (holding := self.records.holdings.get(name)) is not None and holding.record is move.new:
                 self._fast_way.note(name, move.claimed)
 
     def _send_named(self, name: str, instant: int, attempt: int) -> Outcome:
@@ -377,10 +379,10 @@ class Dispatch:
     def _confirm(self) -> None:
         """Record what was sent."""
         self._outbox.unconfirmed_since = None
-        self.ledger.swap(self.ledger.confirms())
+        self._ledger.swap(self.records.confirms())
 
     def _seconds_to_next(self) -> float:
-        if not self._pool.trusted() or self.ledger.unread or not self._settled:
+        if not self._pool.trusted() or self.records.unread or not self._settled:
             return _UNSETTLED_SLEEP_S
         surveying = self._fast_way is not None and self._fast_way.surveying
         longest_s = _SURVEYING_SLEEP_S if surveying else self._idle_s()

@@ -11,8 +11,8 @@ from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, iso
 from celery_distsched.fast_way import FastWay, in_calls
 from celery_distsched.holding import Holding, Move, Phase
-from celery_distsched.ledger import Ledger
 from celery_distsched.progress import Progress
+from celery_distsched.records import Records
 from celery_distsched.settings import Settings
 from celery_distsched.slices import AmqpSlices, RedisSlices
 
@@ -62,7 +62,7 @@ class Outbox:
 
     def __init__(
         self,
-        ledger: Ledger,
+        records: Records,
         progress: Progress,
         clock: Clock,
         settings: Settings,
@@ -75,7 +75,7 @@ class Outbox:
         """Keep what is needed.
 
         Args:
-            ledger: Where what is claimed and sent is noted.
+            records: Where what is claimed and sent is noted.
             progress: Told after each message.
             clock: For backing off.
             settings: The user's.
@@ -86,7 +86,7 @@ class Outbox:
         """
         #: When the first message was sent that is not confirmed yet; on `Clock.elapsed`.
         self.unconfirmed_since: float | None = None
-        self._ledger = ledger
+        self._records = records
         self._progress = progress
         self._clock = clock
         self._settings = settings
@@ -139,7 +139,7 @@ class Outbox:
         names = list(names)
         self._send_slices(names, flush, made)
         for name in names:
-            holding = self._ledger.free(name)
+            holding = self._records.free(name)
             if holding is None:
                 continue
             for instant in holding.instants(Phase.CLAIMED):
@@ -148,7 +148,7 @@ class Outbox:
                 if name in self._entry_backoff and self._entry_backoff[name].waiting(self._clock.elapsed()):
                     break
                 # Confirming what was sent before may have shown that somebody else has taken this one over.
-                if holding.phases.get(instant) is not Phase.CLAIMED or not self._ledger.free(name):
+                if holding.phases.get(instant) is not Phase.CLAIMED or not self._records.free(name):
                     continue
                 self._send_one(name, holding, instant)
                 # An entry that catches up has many instants: they do not wait for each other either.
@@ -176,7 +176,7 @@ class Outbox:
                 # Confirming the slice before may have shown that somebody else has taken one over.
                 slice_ = [name for name in slice_ if self._first_attempts(name) == firsts[name]]
             for name in slice_:
-                holding = self._ledger.holdings[name]
+                holding = self._records.holdings[name]
                 # Whoever interrupts from here on must take it that the messages may have left.
                 holding.phases.update(dict.fromkeys(firsts[name], Phase.SENDING))
                 holding.attempts.update(dict.fromkeys(firsts[name], 1))
@@ -191,11 +191,11 @@ class Outbox:
             now = self._progress.at = self._clock.elapsed()
             for name in instants:
                 for instant, outcome in zip(instants[name], outcomes[name], strict=True):
-                    self._settle(name, self._ledger.holdings[name], instant, outcome, now)
+                    self._settle(name, self._records.holdings[name], instant, outcome, now)
 
     def _first_attempts(self, name: str) -> tuple[int, ...]:
         """The instants of an entry of which nothing has been sent, if it has no others that wait."""
-        holding = self._ledger.free(name)
+        holding = self._records.free(name)
         if holding is None or name in self._entry_backoff:
             return ()
         instants = holding.instants(Phase.CLAIMED)
@@ -210,7 +210,7 @@ class Outbox:
     def _send_one(self, name: str, holding: Holding, instant: int) -> None:
         attempt = holding.attempts.get(instant, 0) + 1
         if attempt > 1:
-            self._ledger.tally.counts["sent again"] += 1
+            self._records.tally.counts["sent again"] += 1
         # Whoever interrupts from here on must take it that the message may have left.
         holding.phases[instant], holding.attempts[instant] = Phase.SENDING, attempt
         outcome = self._send(name, instant, attempt)
@@ -219,7 +219,7 @@ class Outbox:
 
     def _settle(self, name: str, holding: Holding, instant: int, outcome: Outcome, now: float) -> None:
         """Note what became of an attempt."""
-        self._ledger.tally.counts[outcome.value] += 1
+        self._records.tally.counts[outcome.value] += 1
         if outcome in (Outcome.ACCEPTED, Outcome.FAILED):
             holding.phases[instant] = Phase.DONE
             self.unconfirmed_since = self.unconfirmed_since or now
@@ -236,7 +236,7 @@ class Outbox:
             # Nothing has left: the next attempt is the first.
             holding.attempts[instant] -= 1
         elif self._settings.at_most_once:
-            self._ledger.tally.possibly_lost(name, instant, "the broker did not answer; at_most_once")
+            self._records.tally.possibly_lost(name, instant, "the broker did not answer; at_most_once")
             holding.phases[instant] = Phase.DONE
         else:
             logger.warning(

@@ -80,6 +80,7 @@ class StoreLoss:
     ) -> None:
         self._driver = driver
         self._ledger = ledger
+        self._records = ledger.records
         self._pool = pool
         self._progress = progress
         self._clock = clock
@@ -105,10 +106,10 @@ class StoreLoss:
         now = self._clock.elapsed()
         if self._holding:
             # What shows meanwhile, as by a confirm of what was sent, is the same loss; in the end all is read again.
-            self._ledger.suspicious = ""
+            self._records.suspicious = ""
         due = now - self._checked_at >= min(self._pool.ttl_s / 10, 0.5)
         # What made me join again may be that another server has taken the store's place.
-        if due or self._ledger.suspicious or self._checked_as != view.me:
+        if due or self._records.suspicious or self._checked_as != view.me:
             self._check(view)
         if self._outlived is not None and self._outlived == view.me:
             return False
@@ -118,7 +119,7 @@ class StoreLoss:
         if self._holding and (now >= self._held_until or (now >= self._held_from and self._all_have_put_back(view))):
             self._holding = False
             # While everybody wrote, everything may have changed.
-            self._ledger.unread.update(self._ledger.share)
+            self._records.unread.update(self._records.share)
             logger.warning("the ledger is whole again, as far as anybody remembers it; going on")
         return not self._holding and self._known is not None and self._checked_as == view.me
 
@@ -140,12 +141,12 @@ class StoreLoss:
         known = self._known is not None and stored is not None and stored.name == self._known.name
         young = stored is not None and stored.new and self._clock.elapsed() < self._ledger.anchor_from
         if known and young and self._others_know_another(view):
-            self._ledger.suspicious = "it looked new, and a node that has joined remembers another"
-        signs = self._ledger.suspicious or "its mark is not the one that was there, or of another server"
+            self._records.suspicious = "it looked new, and a node that has joined remembers another"
+        signs = self._records.suspicious or "its mark is not the one that was there, or of another server"
         # An older mark than mine: the store went back to it, which shows nothing to those who know no other. They are
         # told by a new one.
         older = self._known is not None and stored is not None and stored.since_us < self._known.since_us
-        if stored is None or stored.server != server or older or (known and self._ledger.suspicious):
+        if stored is None or stored.server != server or older or (known and self._records.suspicious):
             new = self._known is None and stored is None and not self._others_know_another(view)
             if not self._pool.trusted():
                 # Reading has taken its time.
@@ -156,7 +157,7 @@ class StoreLoss:
             if not answer.won:
                 return
             known = False
-        self._ledger.suspicious = ""
+        self._records.suspicious = ""
         self._checked_at, self._checked_as = self._clock.elapsed(), view.me
         if not known:
             self._take_on(stored, signs)
@@ -176,12 +177,12 @@ class StoreLoss:
                 signs,
                 ttl_s,
             )
-            self._to_put_back = {*self._entries(), *self._ledger.known()}
+            self._to_put_back = {*self._entries(), *self._records.known()}
             age_s = 0.0
-            if self._ledger.unheard:
+            if self._records.unheard:
                 # It may find what it expects once that is put back: a claim of mine that I take for lost. After I have
                 # left this membership its fence is void.
-                self._outlived = self._progress.outlived = self._ledger.me
+                self._outlived = self._progress.outlived = self._records.me
         else:
             self._progress.generation = generation.name
         self._held_until, self._held_from = now + hold_s - age_s, now + hold_s / 2 - age_s
@@ -197,12 +198,12 @@ class StoreLoss:
 
     def _put_back(self) -> None:
         for names in batches(self._to_put_back, self._driver.max_batch):
-            answered = [name for name in names if self._ledger.answered(name)]
+            answered = [name for name in names if self._records.answered(name)]
             texts = self._driver.read(answered)
             self._progress.at = self._clock.elapsed()
             moves = {}
             for name, text in zip(answered, texts, strict=True):
-                move = self._ledger.restoring(name, text)
+                move = self._records.restoring(name, text)
                 if move is None:
                     self._to_put_back.discard(name)
                 else:
@@ -211,7 +212,7 @@ class StoreLoss:
                 return
             # Another node may have put back less in the meantime: an entry is done when the store shows all of it.
             self._ledger.swap(moves)
-        self._ledger.suspicious = ""
+        self._records.suspicious = ""
         if not self._to_put_back and self._known is not None:
             self._progress.generation = self._known.name
 

@@ -17,6 +17,7 @@ from celery_distsched.node_pool import NodePool
 from celery_distsched.outbox import Outbox
 from celery_distsched.progress import Progress
 from celery_distsched.record import HANDED_BACK, Record
+from celery_distsched.records import Records
 from celery_distsched.settings import Settings
 
 if TYPE_CHECKING:
@@ -129,18 +130,18 @@ class Node:
         self.way.trust_ends = self.lose_trust
         chosen = Settings(StoreUrl("test"), node_ttl=TTL_S, delivery=cluster.delivery)
         self.at_most_once = chosen.at_most_once
+        self.records = Records(self.pool, progress, self.clock, chosen)
         self.ledger = Ledger(
             self.way,
-            self.pool,
+            self.records,
             progress,
             self.clock,
             chosen,
             anchor=lambda _: Record(0),
-            learnt=lambda _: None,
             trusted=lambda: self.trusted,
         )
         self.outbox = Outbox(
-            self.ledger,
+            self.records,
             progress,
             self.clock,
             chosen,
@@ -155,38 +156,38 @@ class Node:
         self.me, self.trusted = f"{self.name}#{self.joins}", True
         self.cluster.store.members.add(self.me)
         self.cluster.alive.add(self.me)
-        self.ledger.rejoined(self.me)
+        self.records.rejoined(self.me)
 
     def lose_trust(self) -> None:
         self.trusted = False
 
     def own(self, mine: bool) -> None:
-        if mine and not self.ledger.share:
-            self.ledger.own({NAME}, gained={NAME}, lost=())
-        elif not mine and self.ledger.share:
-            self.ledger.own((), gained=(), lost={NAME})
+        if mine and not self.records.share:
+            self.records.own({NAME}, gained={NAME}, lost=())
+        elif not mine and self.records.share:
+            self.records.own((), gained=(), lost={NAME})
 
     def tick(self, fate: Fate, claims: int) -> None:
         """Do what a tick does, however far it comes."""
-        self.fate, ledger = fate, self.ledger
+        self.fate, ledger, records = fate, self.ledger, self.records
         with suppress(StoreUnavailable, LeaseLost):
             ledger.repeat()
-            ledger.read(ledger.unread)
+            ledger.read(records.unread)
             ledger.watch()
             ledger.take_over()
             self.outbox.reopen()
-            self.outbox.send(ledger.busy, lambda: None)
-            record = ledger.holdings[NAME].record if ledger.share and ledger.free(NAME) else None
+            self.outbox.send(records.busy, lambda: None)
+            record = records.holdings[NAME].record if records.share and records.free(NAME) else None
             if claims and record is not None:
-                move = ledger.advance(NAME, claim=tuple(range(record.last + 1, record.last + 1 + claims)))
+                move = records.advance(NAME, claim=tuple(range(record.last + 1, record.last + 1 + claims)))
                 assert move is not None
                 ledger.swap({NAME: move})
                 self.outbox.send([NAME], lambda: None)
-            ledger.swap(ledger.confirms())
+            ledger.swap(records.confirms())
 
     def hand_back(self) -> None:
         with suppress(StoreUnavailable):
-            hand_back(self.ledger, self.way, lambda name: False, at_most_once=self.at_most_once)
+            hand_back(self.records, self.way, lambda name: False, at_most_once=self.at_most_once)
 
     def _send(self, name: str, instant: int, attempt: int) -> Outcome:
         if self.fate.leaves:

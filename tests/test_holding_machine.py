@@ -177,7 +177,7 @@ class Cluster(RuleBasedStateMachine):
     @property
     def reported(self) -> int:
         """How many runs were said to be possibly lost."""
-        return sum(node.ledger.tally.counts["possibly lost"] for node in [*self.ended, *self.nodes])
+        return sum(node.records.tally.counts["possibly lost"] for node in [*self.ended, *self.nodes])
 
     @invariant()
     def nothing_is_lost(self) -> None:

@@ -8,7 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from celery_distsched.drivers import Answer, StoreUrl, Swap
+from celery_distsched.clock import Clock
+from celery_distsched.drivers import Answer, Driver, StoreUrl, Swap
 from celery_distsched.drivers.base import Push
 from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.errors import StoreUnavailable
@@ -17,9 +18,17 @@ from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool, View
 from celery_distsched.progress import Progress
 from celery_distsched.record import Record
+from celery_distsched.records import Records
 from celery_distsched.settings import Settings
 from celery_distsched.store_loss import StoreLoss
 from tests.holding_nodes import NAME, TTL_S, StandingClock, Store, Way
+
+
+def new_ledger(driver: Driver, pool: NodePool, progress: Progress, clock: Clock, *, first: Record) -> Ledger:
+    """Return one that begins each entry with this record."""
+    settings = Settings(StoreUrl("test"), node_ttl=TTL_S)
+    records = Records(pool, progress, clock, settings)
+    return Ledger(driver, records, progress, clock, settings, anchor=lambda _: first)
 
 
 @pytest.fixture
@@ -27,14 +36,11 @@ def ledger() -> Ledger:
     """One that has had the entry, with a record of 10, and has lost it to another node."""
     clock, store = StandingClock(), Store()
     store.record = Record(10)
-    ledger = Ledger(
-        Way(store), NodePool("me", TTL_S, clock), Progress(), clock, Settings(StoreUrl("test"), node_ttl=TTL_S),
-        anchor=lambda _: Record(0), learnt=lambda _: None,
-    )  # fmt: skip
-    ledger.own({NAME}, gained={NAME}, lost=())
-    ledger.read(ledger.unread)
-    ledger.own((), gained=(), lost={NAME})
-    assert ledger.memory(NAME) == Record(10)
+    ledger = new_ledger(Way(store), NodePool("me", TTL_S, clock), Progress(), clock, first=Record(0))
+    ledger.records.own({NAME}, gained={NAME}, lost=())
+    ledger.read(ledger.records.unread)
+    ledger.records.own((), gained=(), lost={NAME})
+    assert ledger.records.memory(NAME) == Record(10)
     return ledger
 
 
@@ -43,8 +49,8 @@ def ledger() -> Ledger:
 def test_what_is_remembered_is_put_back(ledger: Ledger, stored: Record | None, holds_nothing: bool) -> None:
     if holds_nothing:
         # So it is after a swap that lost to nothing: otherwise each node would call the others' record a loss for ever.
-        ledger.holdings[NAME] = Holding()
-    move = ledger.restoring(NAME, stored.text() if stored else None)
+        ledger.records.holdings[NAME] = Holding()
+    move = ledger.records.restoring(NAME, stored.text() if stored else None)
     assert move is not None
     assert move.new == Record(10)
 
@@ -62,16 +68,13 @@ def test_an_entry_of_which_another_puts_back_less_is_not_done() -> None:
     mine.join("me#1", "")
     pool = NodePool("me", TTL_S, clock)
     pool.view = View(me="me#1", offset_us=10**15, trusted_until=float("inf"))
-    ledger = Ledger(
-        mine, pool, progress, clock, Settings(StoreUrl("test"), node_ttl=TTL_S),
-        anchor=lambda _: Record(10), learnt=lambda _: None,
-    )  # fmt: skip
-    ledger.me = "me#1"
+    ledger = new_ledger(mine, pool, progress, clock, first=Record(10))
+    ledger.records.me = "me#1"
     loss = StoreLoss(mine, ledger, pool, progress, clock, lambda: [NAME])
-    ledger.own({NAME}, gained={NAME}, lost=())
+    ledger.records.own({NAME}, gained={NAME}, lost=())
     assert loss.settled(pool.view)
     clock.now += TTL_S
-    ledger.read(ledger.unread)
+    ledger.read(ledger.records.unread)
     mine._store.ledger.clear()
     clock.now += 1
     swap = mine.swap
@@ -89,44 +92,44 @@ def test_an_entry_of_which_another_puts_back_less_is_not_done() -> None:
 
 def test_an_instant_that_is_marked_as_mine_again_after_it_was_confirmed_shows_a_loss(ledger: Ledger) -> None:
     """The store went back by one write, and does not name its server: the confirm is gone, and `last` is equal."""
-    ledger.me = "me#1"
-    ledger.own({NAME}, gained={NAME}, lost=())
-    ledger.read(ledger.unread)
+    ledger.records.me = "me#1"
+    ledger.records.own({NAME}, gained={NAME}, lost=())
+    ledger.read(ledger.records.unread)
     ledger._driver.store.record = Record(10, {10: "me#1"})  # type: ignore[attr-defined]
     ledger.read([NAME])
-    assert "was confirmed" in ledger.suspicious
-    assert ledger.memory(NAME) == Record(10)
-    assert not ledger.busy
-    move = ledger.restoring(NAME, Record(10, {10: "me#1"}).text())
+    assert "was confirmed" in ledger.records.suspicious
+    assert ledger.records.memory(NAME) == Record(10)
+    assert not ledger.records.busy
+    move = ledger.records.restoring(NAME, Record(10, {10: "me#1"}).text())
     assert move is not None
     assert move.new == Record(10)
 
 
 def test_who_comes_back_twice_from_a_long_absence_still_doubts_what_it_held(ledger: Ledger) -> None:
     """Somebody may have taken it over and sent it, before the store lost all that would tell."""
-    ledger.rejoined("me#1")
+    ledger.records.rejoined("me#1")
     ledger._driver.store.members.add("me#1")  # type: ignore[attr-defined]
-    ledger.own({NAME}, gained={NAME}, lost=())
-    ledger.read(ledger.unread)
-    move = ledger.advance(NAME, claim=(11,))
+    ledger.records.own({NAME}, gained={NAME}, lost=())
+    ledger.read(ledger.records.unread)
+    move = ledger.records.advance(NAME, claim=(11,))
     assert move is not None
     ledger.swap({NAME: move})
-    ledger.rejoined("me#2", doubtful=True)
-    ledger.rejoined("me#3")
+    ledger.records.rejoined("me#2", doubtful=True)
+    ledger.records.rejoined("me#3")
     # Another node has put back what it knew by then.
-    assert ledger.restoring(NAME, Record(20).text()) is None
-    ledger.read(ledger.unread)
-    ledger.rejoined("me#4")
-    move = ledger.restoring(NAME, Record(20).text())
+    assert ledger.records.restoring(NAME, Record(20).text()) is None
+    ledger.read(ledger.records.unread)
+    ledger.records.rejoined("me#4")
+    move = ledger.records.restoring(NAME, Record(20).text())
     assert move is not None
     assert move.new == Record(20, {11: "me#4"})
 
 
 def test_a_call_whose_answer_is_lost_leaves_its_entries_to_be_read_first(ledger: Ledger) -> None:
     """Its claims leave no marks: only the record says whether the messages are in the queue."""
-    ledger.own({NAME}, gained={NAME}, lost=())
-    ledger.read(ledger.unread)
-    move = ledger.advance(NAME, claim=(11,), enqueue=True)
+    ledger.records.own({NAME}, gained={NAME}, lost=())
+    ledger.read(ledger.records.unread)
+    move = ledger.records.advance(NAME, claim=(11,), enqueue=True)
     assert move is not None
 
     with pytest.raises(AssertionError, match="would be lost"):
@@ -136,9 +139,9 @@ def test_a_call_whose_answer_is_lost_leaves_its_entries_to_be_read_first(ledger:
         raise StoreUnavailable("lost")
 
     waiting = ledger.enqueue({NAME: (move, [Push("queue", "message")])}, lambda claims, me: lost)
-    assert ledger.free(NAME) is None, "it is on its way"
+    assert ledger.records.free(NAME) is None, "it is on its way"
     with pytest.raises(StoreUnavailable):
         waiting()
-    assert ledger.free(NAME) is None
-    ledger.read(ledger.unread)
-    assert ledger.free(NAME) is not None
+    assert ledger.records.free(NAME) is None
+    ledger.read(ledger.records.unread)
+    assert ledger.records.free(NAME) is not None

@@ -15,6 +15,7 @@ from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import Info, NodePool, View
 from celery_distsched.progress import Progress
 from celery_distsched.record import Record
+from celery_distsched.records import Records
 from celery_distsched.settings import Settings
 from celery_distsched.store_loss import Generation, StoreLoss
 from tests.holding_nodes import NAME, TTL_S, StandingClock
@@ -57,11 +58,16 @@ class Node:
         )
         self.pool, self.progress = NodePool(name, TTL_S, shop.clock), Progress()
         self.begins_at, self.offset_us = 10, 10**15
+        settings = Settings(StoreUrl("test"), node_ttl=TTL_S)
         self.ledger = Ledger(
-            self.driver, self.pool, self.progress, shop.clock, Settings(StoreUrl("test"), node_ttl=TTL_S),
-            anchor=lambda _: Record(self.begins_at), learnt=lambda _: None,
+            self.driver,
+            Records(self.pool, self.progress, shop.clock, settings),
+            self.progress,
+            shop.clock,
+            settings,
+            anchor=lambda _: Record(self.begins_at),
             may_begin=lambda: self.loss.unchanged(),
-        )  # fmt: skip
+        )
         self.loss = StoreLoss(self.driver, self.ledger, self.pool, self.progress, shop.clock, lambda: [NAME])
 
     def join(self) -> None:
@@ -81,11 +87,11 @@ class Node:
     def tick(self) -> None:
         """What a tick does before it claims; the entry belongs to everybody."""
         self.look_around()
-        if self.me != self.ledger.me:
-            self.ledger.rejoined(self.me)
-            self.ledger.own({NAME}, gained={NAME}, lost=())
+        if self.me != self.ledger.records.me:
+            self.ledger.records.rejoined(self.me)
+            self.ledger.records.own({NAME}, gained={NAME}, lost=())
         if self.loss.settled(self.pool.view):
-            self.ledger.read(self.ledger.unread)
+            self.ledger.read(self.ledger.records.unread)
             self.ledger.watch()
 
 
@@ -117,7 +123,7 @@ def test_in_a_ledger_that_looks_new_nothing_starts_for_half_a_ttl(shop: Shop) ->
         node.join()
     run(shop, TTL_S / 2 - 0.1, [first, second])
     assert shop.record() is None
-    assert not first.ledger.unread, "it is as ready as it can be"
+    assert not first.ledger.records.unread, "it is as ready as it can be"
     run(shop, 0.3, [first, second])
     assert shop.record() == Record(10).text()
 
@@ -131,7 +137,7 @@ def test_who_joins_an_emptied_store_before_those_who_remember_starts_nothing_fro
     old.join()
     run(shop, 3 * TTL_S, [newcomer, old])
     assert shop.record() == Record(10).text()
-    assert newcomer.ledger.memory(NAME) == Record(10)
+    assert newcomer.ledger.records.memory(NAME) == Record(10)
 
 
 def test_who_joins_just_after_a_loss_waits_for_those_who_are_not_members_again(shop: Shop, old: Node) -> None:
@@ -154,7 +160,7 @@ def test_what_nobody_remembers_waits_for_two_ttls_where_one_who_remembers_has_jo
     newcomer.join()
     run(shop, TTL_S * 0.3, [newcomer])
     old.join()
-    old.ledger.holdings.clear()
+    old.ledger.records.holdings.clear()
     run(shop, 2 * TTL_S - 0.1, [newcomer])
     assert shop.record() is None
 
@@ -162,7 +168,7 @@ def test_what_nobody_remembers_waits_for_two_ttls_where_one_who_remembers_has_jo
 def test_who_is_behind_in_time_waits_no_longer_than_the_others(shop: Shop, old: Node) -> None:
     """Nobody remembers the entry, so that it starts from now after two TTLs."""
     shop.lose()
-    old.ledger.holdings.clear()
+    old.ledger.records.holdings.clear()
     old.join()
     old.tick()
     late = shop.node("late")
@@ -188,10 +194,10 @@ def test_a_ledger_that_has_gone_between_two_looks_is_not_new(shop: Shop, old: No
     other.begins_at = 99
     other.join()
     run(shop, TTL_S, [old, other])
-    other.ledger.own((), gained=(), lost={NAME})
-    other.ledger._memories._records.clear()
+    other.ledger.records.own((), gained=(), lost={NAME})
+    other.ledger.records._memories._records.clear()
     old.driver._store.ledger.clear()
-    other.ledger.own({NAME}, gained={NAME}, lost=())
+    other.ledger.records.own({NAME}, gained={NAME}, lost=())
     other.tick()
     assert shop.record() is None
     run(shop, TTL_S, [other, old])

@@ -13,6 +13,7 @@ from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool, View
 from celery_distsched.progress import Progress
 from celery_distsched.record import Record
+from celery_distsched.records import Records
 from celery_distsched.settings import Settings
 from celery_distsched.store_loss import StoreLoss
 from tests.holding_nodes import NAME, TTL_S, StandingClock
@@ -46,11 +47,17 @@ class Node:
     def __init__(self) -> None:
         self.clock, progress = StandingClock(), Progress()
         self.store, self.pool = SlowReads(self.clock), NodePool("me", TTL_S, self.clock)
+        settings = Settings(StoreUrl("test"), node_ttl=TTL_S)
         self.ledger = Ledger(
-            self.store, self.pool, progress, self.clock, Settings(StoreUrl("test"), node_ttl=TTL_S),
-            anchor=lambda _: Record(10), learnt=lambda _: None, trusted=self.pool.trusted,
-        )  # fmt: skip
-        self.ledger.me = ME
+            self.store,
+            Records(self.pool, progress, self.clock, settings),
+            progress,
+            self.clock,
+            settings,
+            anchor=lambda _: Record(10),
+            trusted=self.pool.trusted,
+        )
+        self.ledger.records.me = ME
         self.loss = StoreLoss(self.store, self.ledger, self.pool, progress, self.clock, lambda: [NAME])
         self.store.join(ME, "")
         self.trust()
@@ -67,7 +74,7 @@ class Node:
         before = self.store.records
         self.store.read_s = reads_take_s
         if self.loss.settled(self.pool.view):
-            self.ledger.read(self.ledger.unread)
+            self.ledger.read(self.ledger.records.unread)
             self.ledger.watch()
             self.ledger.take_over()
         return {key: text for key, text in self.store.records.items() if before.get(key) != text}
@@ -77,7 +84,7 @@ class Node:
 def node() -> Node:
     """One that has looked after the store's data, and has read the record of its entry."""
     node = Node()
-    node.ledger.own({NAME}, gained={NAME}, lost=())
+    node.ledger.records.own({NAME}, gained={NAME}, lost=())
     node.tick(reads_take_s=0)
     # In a ledger that looks new nothing begins at once.
     node.clock.now += TTL_S
@@ -89,9 +96,9 @@ def node() -> Node:
 
 def gain(node: Node) -> None:
     """Have the node read the record as that of an entry that it has never seen."""
-    node.ledger.holdings.clear()
-    node.ledger._memories._records.clear()
-    node.ledger.unread.add(NAME)
+    node.ledger.records.holdings.clear()
+    node.ledger.records._memories._records.clear()
+    node.ledger.records.unread.add(NAME)
 
 
 def test_an_entry_gets_no_first_record(node: Node) -> None:

@@ -83,14 +83,14 @@ class Beat:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        counts: Mapping[str, int] = self.inner.dispatch.ledger.tally.counts
+        counts: Mapping[str, int] = self.inner.dispatch.records.tally.counts
         return counts
 
     @property
     def ready(self) -> bool:
         """Whether the records of its share are loaded, the first ones written too, and the others know it."""
         node = self.scheduler._node
-        if node is None or node.dispatch.ledger.unread or node.dispatch.ledger._absent:
+        if node is None or node.dispatch.records.unread or node.dispatch.records.absent:
             return False
         view = node.pool.view if node else None
         mine = view.alive.get(view.me or "") if view else None

@@ -49,7 +49,7 @@ cluster.seed(NAME, EXCLUDED)
 beat = Beat(cluster.app({NAME: HOURLY, EXCLUDED: HOURLY}))
 if when == "after the scheduler is made":
     set_up_sentry()
-beat.tick_until(lambda: beat.inner.dispatch.ledger.tally.counts["accepted"] == 2)
+beat.tick_until(lambda: beat.inner.dispatch.records.tally.counts["accepted"] == 2)
 beat.close()
 
 sent: dict[str, Any] = {}

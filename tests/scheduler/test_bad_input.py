@@ -517,9 +517,9 @@ def test_a_record_that_is_none_is_reported_once_however_often_it_is_read(
     cluster.driver.swap([Swap(name, None, "garbage") for name in names])
     beat = cluster.started(dict.fromkeys(names, HOURLY))
     another = cluster.started(dict.fromkeys(names, HOURLY))
-    until(lambda: len(beat.inner.dispatch.ledger.share) < len(names))
+    until(lambda: len(beat.inner.dispatch.records.share) < len(names))
     another.close()
-    until(lambda: len(beat.inner.dispatch.ledger.share) == len(names) and not beat.inner.dispatch.ledger.unread)
+    until(lambda: len(beat.inner.dispatch.records.share) == len(names) and not beat.inner.dispatch.records.unread)
     told = [record.getMessage() for record in caplog.records if "remove or mend it" in record.getMessage()]
     # Each by the beat that stayed, and those of the other's share by the other.
     assert len(names) < len(told) < 2 * len(names)

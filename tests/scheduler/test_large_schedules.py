@@ -75,9 +75,9 @@ def test_an_idle_tick_walks_through_nothing_that_was_large_once(cluster: Cluster
     beat = cluster.beat(_ENTRIES)
     beat.tick_until(lambda: beat.ready)
     beat.tick()
-    ledger = beat.inner.dispatch.ledger
-    assert len(ledger.holdings) == len(_ENTRIES)
-    for names in (ledger.unread, ledger.busy):
+    records = beat.inner.dispatch.records
+    assert len(records.holdings) == len(_ENTRIES)
+    for names in (records.unread, records.busy):
         assert sys.getsizeof(names) == sys.getsizeof(set())
 
 
@@ -167,8 +167,8 @@ def test_who_loses_entries_to_a_new_node_looks_at_none_that_it_keeps(
     monkeypatch.setattr(Timetable, "set", noted)
     second.start()
     until(lambda: second.ready)
-    first.tick_until(lambda: len(first.inner.dispatch.ledger.share) < len(_ENTRIES))
-    kept = len(first.inner.dispatch.ledger.share)
+    first.tick_until(lambda: len(first.inner.dispatch.records.share) < len(_ENTRIES))
+    kept = len(first.inner.dispatch.records.share)
     assert 0 < kept < len(_ENTRIES)
     assert len(own) == kept
     assert looked_at == []

@@ -117,9 +117,9 @@ def test_two_first_sights_make_one_anchor(cluster: Cluster) -> None:
     for beat in beats:
         look_together(beat)
         beat.start()
-    until(lambda: all(beat.ready and "a" in beat.inner.dispatch.ledger.holdings for beat in beats))
+    until(lambda: all(beat.ready and "a" in beat.inner.dispatch.records.holdings for beat in beats))
     assert not both_have_looked.broken
-    assert [beat.inner.dispatch.ledger.holdings["a"].record for beat in beats] == 2 * [cluster.record("a")]
+    assert [beat.inner.dispatch.records.holdings["a"].record for beat in beats] == 2 * [cluster.record("a")]
 
 
 @pytest.mark.parametrize("scheme", EVERY)
@@ -144,7 +144,7 @@ def test_an_opaque_schedule_runs_once_on_a_split_ring(
     until(lambda: all(beat.ready for beat in beats) and cluster.sent() and cluster.settled("a"))
     assert not both_say_due.broken
     # Both have learnt of it, so neither will ask and hear "due" again.
-    until(lambda: all(beat.inner.dispatch.ledger.holdings["a"].record == cluster.record("a") for beat in beats))
+    until(lambda: all(beat.inner.dispatch.records.holdings["a"].record == cluster.record("a") for beat in beats))
     figure.runs("one claim", scheme, len(cluster.sent()) - 1, 1, "runs claimed by two; two nodes that own the entry")
     assert len(cluster.sent()) == 1
 
@@ -348,7 +348,7 @@ def test_a_publish_that_hangs_loses_its_share_in_ttl_and_a_second(
     cluster.before_publish(hang)
     cluster.seed(*names, last_us=in_s(1.8))
     cluster.together(*beats)
-    until(lambda: 0 < len(beats[0].inner.dispatch.ledger.share) < len(names))
+    until(lambda: 0 < len(beats[0].inner.dispatch.records.share) < len(names))
     until(lambda: len(cluster.sent()) >= len(names), why=cluster.sent)
     took_s = time.monotonic() - hung_at[0]
     over.set()
@@ -368,7 +368,7 @@ def test_a_node_without_the_store_loses_its_share_in_ttl_and_a_second(
     beats = [cluster.beat(entries, distsched_url=url), cluster.beat(entries)]
     due = cluster.seed(*names, last_us=in_s(4))
     cluster.together(*beats)
-    until(lambda: 0 < len(beats[0].inner.dispatch.ledger.share) < len(names))
+    until(lambda: 0 < len(beats[0].inner.dispatch.records.share) < len(names))
     time.sleep(max(0.0, (due - now_us()) / 1e6 - 0.3))
     assert cluster.sent() == []
     wire.freeze()

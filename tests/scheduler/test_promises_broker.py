@@ -167,7 +167,7 @@ def test_a_node_without_the_broker_loses_its_share(
     beats = [wired.beat(dict.fromkeys(names, HOURLY)) for _ in range(2)]
     wired.seed(*names, last_us=in_s(1.8))
     wired.together(*beats)
-    until(lambda: 0 < len(beats[0].inner.dispatch.ledger.share) < len(names))
+    until(lambda: 0 < len(beats[0].inner.dispatch.records.share) < len(names))
     # It connects by the wire from now on; on a Redis store it has looked already whether its broker is the same Redis.
     beats[0].app.conf.broker_write_url = way
     beats[0].scheduler.broker.drop()

@@ -53,7 +53,7 @@ def test_after_an_add_only_what_is_new_is_planned_placed_and_timed(beat: Beat, m
     monkeypatch.setattr(Agenda, "follow_epochs", lambda *args: None)
     monkeypatch.setattr(Agenda, "_schedule", noted)
     beat.scheduler.add(name="new", task="t", schedule=schedule(3600))
-    beat.tick_until(lambda: "new" in beat.inner.dispatch.ledger.holdings)
+    beat.tick_until(lambda: "new" in beat.inner.dispatch.records.holdings)
     assert all(beat.scheduler._planned[name] is planned[name] for name in _ENTRIES)
     assert placed == ["new"]
     assert set(timed) == {"new"}

@@ -90,8 +90,8 @@ class Losses:
     @staticmethod
     def _owns(node: Any, name: str) -> bool:
         """Whether an entry is in a node's share, and it has been told since of what there is."""
-        ledger = node.dispatch.ledger
-        return name in ledger.share and name not in ledger.unread
+        records = node.dispatch.records
+        return name in records.share and name not in records.unread
 
     def noticed(self) -> bool:
         """Somebody says that the store has lost data; returns whether it has."""

@@ -145,7 +145,7 @@ class Node(Victim):
         self._ticks = self.process.thread(self._tick)
 
     def _note_losses(self) -> None:
-        tally, report = self.dispatch.ledger.tally, self.dispatch.ledger.tally.possibly_lost
+        tally, report = self.dispatch.records.tally, self.dispatch.records.tally.possibly_lost
 
         def possibly_lost(name: str, instant: int, why: str) -> None:
             self.cluster.promises.counted(name, instant)
@@ -222,16 +222,16 @@ class Node(Victim):
 
     def holds(self, name: str, instant: int) -> bool:
         """Whether it knows that this claim is its own."""
-        holding = self.dispatch.ledger.holdings.get(name)
+        holding = self.dispatch.records.holdings.get(name)
         return holding is not None and holding.phases.get(instant) in (Phase.CLAIMED, Phase.SENDING, Phase.DONE)
 
     def quiet(self, members: set[str]) -> bool:
         """Whether nothing changes here until the next instant."""
-        view, ledger = self.pool.view, self.dispatch.ledger
+        view, records = self.pool.view, self.dispatch.records
         settled = (
             not self.interrupts.holding and self.progress.ready and self.dispatch._outbox.open and self.pool.trusted()
         ) and self.pool._time._step is None
-        idle = not ledger.busy and not ledger.unread and not ledger._watched and not ledger._absent
+        idle = not records.busy and not records.unread and not records.watched and not records.absent
         loss_is_over = not self.dispatch._store_loss._holding
         agreed = view.alive.keys() == members and all(info.active for info in view.alive.values())
         return settled and idle and loss_is_over and agreed
@@ -245,7 +245,7 @@ class Node(Victim):
 
     def skip(self, seconds: float) -> None:
         """The calendar moves on between two heartbeats: cluster time follows, and what is only remembered ages."""
-        pool, time, ledger, moved_us = self.pool, self.pool._time, self.dispatch.ledger, microseconds(seconds)
+        pool, time, records, moved_us = self.pool, self.pool._time, self.dispatch.records, microseconds(seconds)
         time._store = None if time._store is None else time._store + moved_us
         time._walls = {node: deque((at + moved_us for at in walls), 20) for node, walls in time._walls.items()}
         time._peers = {node: at + moved_us for node, at in time._peers.items()}
@@ -261,5 +261,5 @@ class Node(Victim):
             member: pulse if pulse.seen_at > silent_since else pulse._replace(seen_at=pulse.seen_at - seconds)
             for member, pulse in pool._pulses.items()
         }
-        memories = ledger._memories
+        memories = records._memories
         memories._records = {name: (record, at - seconds) for name, (record, at) in memories._records.items()}

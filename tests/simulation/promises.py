@@ -87,7 +87,7 @@ class Promises:
         """A node is about to send: its last look before it writes."""
         self.acts(node, "sends")
         mark = parse(self.store.ledger.get(name) or '{"last":0}').open.get(instant)
-        run, me = self.runs.get((name, instant)), node.dispatch.ledger.me
+        run, me = self.runs.get((name, instant)), node.dispatch.records.me
         # After a loss others may know better than who has opened it again; whether that is excused, its message shows.
         excused = run and me in run.holders and (run.opened_by or self.losses.since(run.holders[me]))
         if mark != me and not excused:

@@ -18,6 +18,7 @@ from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool
 from celery_distsched.outbox import Outbox
 from celery_distsched.record import HANDED_BACK, node_of
+from celery_distsched.records import Records
 from celery_distsched.settings import Settings
 from tests.simulation.store import SimulatedDriver, Store
 
@@ -134,9 +135,7 @@ def _() -> Any:
             with failing(self, batch, fence):
                 yield
         except StoreUnavailable:
-            for name in batch:
-                self.holdings[name].unanswered = None
-            self.unread.update(batch)
+            self.records.void(batch)
             raise
 
     return patch.object(Ledger, "_failing", forgetful)
@@ -155,13 +154,13 @@ def _() -> Any:
 
 @_rule("whoever owns an entry watches the marks of others")
 def _() -> Any:
-    know = Ledger._know
+    know = Records._know
 
-    def blind(self: Ledger, name: str, record: Any, **how: Any) -> None:
+    def blind(self: Records, name: str, record: Any, **how: Any) -> None:
         know(self, name, record)
-        self._watched.discard(name)
+        self.watched.discard(name)
 
-    return patch.object(Ledger, "_know", blind)
+    return patch.object(Records, "_know", blind)
 
 
 @_rule("a confirm drops the mark of what was sent, whoever holds it")
