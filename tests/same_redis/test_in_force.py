@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from celery_distsched import fast_way, publisher
+from celery_distsched import fast_way, message_kinds
 from celery_distsched.drivers.redis_ledger import RedisDriver
 from celery_distsched.fast_way import FastWay
 from tests.same_redis.sending import run
@@ -316,14 +316,14 @@ def test_no_run_goes_another_way_when_the_broker_goes_away_while_a_template_is_m
     """The store is there all the time, so that the entry could be claimed, and sent when the broker is back."""
     wire = wire_to(redis_server)
     cluster = Cluster(url, broker=redis_server.url(port=wire.port, path="/7"), ttl_s=1.0)
-    catch, cuts = publisher.Publisher._catch, iter([True])
+    catch, cuts = message_kinds.MessageKinds._catch, iter([True])
 
-    def cut_first(self: publisher.Publisher, entry: Any) -> Any:
+    def cut_first(self: message_kinds.MessageKinds, entry: Any) -> Any:
         if next(cuts, False):
             wire.cut()
         return catch(self, entry)
 
-    monkeypatch.setattr(publisher.Publisher, "_catch", cut_first)
+    monkeypatch.setattr(message_kinds.MessageKinds, "_catch", cut_first)
     beat = cluster.started({"often": {"task": "nobody.runs.it", "schedule": 0.2}})
     until(lambda: any("the broker cannot be reached" in line for line in log()))
     # Some instants pass.

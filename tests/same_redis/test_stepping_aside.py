@@ -13,7 +13,7 @@ from celery.beat import BeatLazyFunc
 from kombu import entity
 from kombu.transport import redis as kombu_redis
 
-from celery_distsched import publisher
+from celery_distsched import message_kinds, publisher
 from tests.same_redis.sending import run
 from tests.same_redis.watched import FAST, ORDINARY, Watch
 from tests.scheduler.cluster import HOURLY, Beat, Cluster
@@ -227,13 +227,13 @@ def test_an_error_that_is_the_entrys_own_says_nothing_of_the_broker(
     cluster: Cluster, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its arguments fail as a broker that has gone away does, each time that they are looked at."""
-    catch = publisher.Publisher._catch
+    catch = message_kinds.MessageKinds._catch
 
-    def raising(self: publisher.Publisher, entry: Any) -> Any:
+    def raising(self: message_kinds.MessageKinds, entry: Any) -> Any:
         if entry.name == HOOKED:
             raise redis.ConnectionError("reset by peer")
         return catch(self, entry)
 
-    monkeypatch.setattr(publisher.Publisher, "_catch", raising)
+    monkeypatch.setattr(message_kinds.MessageKinds, "_catch", raising)
     run(cluster, cluster.app({HOOKED: {**HOURLY, "kwargs": {"n": 1}, "options": {"priority": 3}}, OTHER: HOURLY}))
     assert watch.ways() == {HOOKED: [ORDINARY], OTHER: [FAST]}
