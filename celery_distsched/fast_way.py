@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -25,6 +23,7 @@ from celery_distsched.hooks import hooks
 from celery_distsched.publisher import Publisher
 from celery_distsched.same_redis import SameRedis, why_apart
 from celery_distsched.slices import AmqpSlices, RedisSlices
+from celery_distsched.survey import Survey
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +31,6 @@ logger = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 1.0
 #: Seconds until a broker that was another Redis than the store is asked again whether it is.
 _ASK_AGAIN_S = 10.0
-#: Longest time, in seconds, that one look may spend on finding out which way each entry goes, and from that look to the
-#: next that does: what is due meanwhile gets four fifths of the time.
-_SURVEY_S = 0.005
-_SURVEY_AGAIN_S = 0.025
-#: Entries looked at before the time is: a few milliseconds, if no two are alike.
-_AT_A_TIME = 5
 #: Bytes in one call to a server: it does nothing else meanwhile.
 CALL_BYTES = 1_000_000
 
@@ -61,26 +54,18 @@ class FastWay:
         self._entries: Mapping[str, PlannedEntry] = {}
         #: What was said last of all of them.
         self._said: tuple[Any, str | None] | None = None
-        #: Those that nobody has looked at yet, the next one last; and of those that go the ordinary way, why.
-        self._unseen: list[PlannedEntry] = []
-        self._ordinary: dict[str, str] = {}
-        self._survey: Iterator[bool] | None = None
-        self._survey_at = float("-inf")
+        self._survey: Survey | None = None
         self._noted = (0, as_datetime(0))
         #: See `_routing`.
         self._routed: tuple[Any, ...] = ()
 
     def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
         """Say anew of these which way they go, and look only at what has changed."""
-        before, self._entries = self._entries, entries
-        lane = self._said[0] if self._said is not None else None
-        if lane is None:
+        self._entries = entries
+        if self._survey is None:
             self._said = None
-            return
-        self._ordinary = {name: why for name, why in self._ordinary.items() if before[name] is entries.get(name)}
-        self._unseen = [one for one in self._unseen if entries.get(one.name) is one]
-        self._unseen += [one for name, one in entries.items() if before.get(name) is not one]
-        self._survey = self._say(lane.what, lane.why)
+        else:
+            self._survey.take_on(entries)
 
     # The whole
 
@@ -111,21 +96,12 @@ class FastWay:
         lane = self._lane if why_not is None else None
         if (lane, why_not) != self._said:
             self._said = (lane, why_not)
-            self._unseen, self._ordinary = list(self._entries.values())[::-1] if lane is not None else [], {}
-            self._survey = self._say(lane.what, lane.why) if lane is not None else None
+            self._survey = self._new_survey(lane)
             if lane is None and why_not != _NOT_CONNECTED and self.out_of_reach is None:
                 count = len(self._entries)
                 logger.info("%s, for all of %d entries, since %s", _ONE_BY_ONE, count, why_not)
-        if self._survey is not None and now >= self._survey_at:
-            self._survey_at = now + _SURVEY_AGAIN_S
-            until = time.perf_counter() + _SURVEY_S
-            while self._survey is not None and time.perf_counter() < until:
-                at_once = next(self._survey, None)
-                if at_once is None:
-                    self._survey = None
-                elif not at_once:
-                    self._survey_at = now + _LOOK_AGAIN_S
-                    break
+        if self._survey is not None:
+            self._survey.go_on(now)
         return lane
 
     def _hook(self) -> str | None:
@@ -218,44 +194,18 @@ class FastWay:
         """What is behind one of the connections has changed."""
         self._lane, self._look_again_at = None, float("-inf")
 
-    def _say(self, what: str, why_so: str) -> Iterator[bool]:
-        """Look at each entry that is unseen, a few at a time, and then say how many go this way.
-
-        Yields:
-            Whether to go on at once.
-        """
-        while self._unseen:
-            for _ in range(min(_AT_A_TIME, len(self._unseen))):
-                one = self._unseen.pop()
-                try:
-                    why = self._publisher.why_not(one) if self._publisher is not None else None
-                except BrokerAway:
-                    if self._scheduler.broker.current is None:
-                        # All of them are looked at once there is a connection again.
-                        return
-                    # It takes nothing for now.
-                    self._unseen.append(one)
-                    yield False
-                    break
-                if why is not None:
-                    self._ordinary[one.name] = why
-            if self._unseen:
-                yield True
-        entries, reasons, others = self._entries, Counter(self._ordinary.values()), len(self._ordinary)
-        logger.info(
-            "%s, for %d of %d entries, since %s%s%s",
-            what,
-            len(entries) - others,
-            len(entries),
-            why_so,
-            "".join(f"; not for {count}, because {why}" for why, count in reasons.most_common(5)),
-            f"; and {len(reasons) - 5} other reasons" if len(reasons) > 5 else "",
-        )
+    def _new_survey(self, lane: SameRedis | RedisSlices | AmqpSlices | None) -> Survey | None:
+        publisher, broker = self._publisher, self._scheduler.broker
+        if lane is None or publisher is None:
+            return None
+        survey = Survey(lane.what, lane.why, publisher.why_not, lambda: broker.current is not None)
+        survey.take_on(self._entries)
+        return survey
 
     @property
     def surveying(self) -> bool:
         """Whether there are entries that nobody has looked at yet, which takes as long as ten messages."""
-        return self._survey is not None
+        return self._survey is not None and self._survey.under_way
 
     # Each entry
 

@@ -12,7 +12,7 @@ from celery import Celery
 from kombu import entity
 from kombu.connection import Connection
 
-from celery_distsched import DistributedScheduler, fast_way
+from celery_distsched import DistributedScheduler, survey
 from celery_distsched.broker import Outcome
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.fast_way import FastWay
@@ -139,7 +139,7 @@ def test_a_connection_that_is_lost_before_templates_are_made_costs_no_message_of
     rabbit: str, sending: NewSending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is caught to make a template of is of no occurrence: on a new connection it would leave."""
-    monkeypatch.setattr(fast_way, "_SURVEY_S", 0.0)
+    monkeypatch.setattr(survey, "_LOOK_S", 0.0)
     both = sending(rabbit, {"one": {}, "two": {"options": {"priority": 3}}}, task_default_queue="lost")
     both.scheduler.broker.connect()
     assert both.way.slices(1e6) is not None

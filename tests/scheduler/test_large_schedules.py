@@ -54,7 +54,7 @@ def test_records_are_read_in_order(cluster: Cluster, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("scheme", ["redis+zset", "sqlite"])
 def test_a_burst_that_is_longer_than_the_ttl_costs_no_lease_and_makes_nobody_wait_for_its_end(cluster: Cluster) -> None:
-    ttl_s, names = 1.0, [f"entry {number}" for number in range(8_000)]
+    ttl_s, names = 1.0, [f"entry {number}" for number in range(16_000)]
     for batch in batches(names, 500):
         cluster.seed(*batch)
     # One after the other, as slowly as that can be.

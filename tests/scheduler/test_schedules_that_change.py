@@ -13,10 +13,9 @@ from celery.schedules import schedule
 
 from celery_distsched.agenda import Agenda
 from celery_distsched.clock import Clock
-from celery_distsched.entries import Planner
+from celery_distsched.entries import PlannedEntry, Planner
 from celery_distsched.fast_way import FastWay
 from celery_distsched.progress import Progress
-from celery_distsched.publisher import Publisher
 from celery_distsched.ring import Places, point
 from tests.scheduler.cluster import HOURLY, Beat, Cluster, in_s
 from tests.servers import RedisServer
@@ -146,13 +145,15 @@ def test_after_a_change_only_what_has_changed_is_looked_at_again(
     fast: Beat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    looked_at, why_not = list[str](), Publisher.why_not
+    survey = way(fast)._survey
+    assert survey is not None
+    looked_at, why_not = list[str](), survey._why_not
 
-    def noted(publisher: Publisher, planned: Any) -> str | None:
+    def noted(planned: PlannedEntry) -> str | None:
         looked_at.append(planned.name)
-        return why_not(publisher, planned)
+        return why_not(planned)
 
-    monkeypatch.setattr(Publisher, "why_not", noted)
+    monkeypatch.setattr(survey, "_why_not", noted)
     fast.scheduler.add(name="new", task="t", schedule=schedule(3600))
     said(fast, caplog, "for 2001 of 2002 entries")
     fast.scheduler.add(name="late too", task="t", schedule=schedule(3600), options={"countdown": 5})
@@ -168,11 +169,11 @@ def test_a_change_in_the_middle_of_looking_loses_none(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("celery_distsched.fast_way._SURVEY_S", 0.0001)
+    monkeypatch.setattr("celery_distsched.survey._LOOK_S", 0.0001)
     cluster = Cluster(redis_server.url(path="/6"), broker=redis_server.url(path="/6"))
     try:
         beat = cluster.beat({f"entry-{number}": {**HOURLY, "options": {"countdown": 5}} for number in range(100)})
-        beat.tick_until(lambda: 0 < len(way(beat)._unseen) < 100)
+        beat.tick_until(lambda: (survey := way(beat)._survey) is not None and 0 < len(survey._unseen) < 100)
         del beat.scheduler.schedule["entry-0"], beat.scheduler.schedule["entry-99"]
         beat.scheduler.update_from_dict({"entry-1": HOURLY, "entry-98": HOURLY, "new": HOURLY})
         said(beat, caplog, "for 3 of 99 entries")
