@@ -1,4 +1,4 @@
-"""The scheduler's loop: what is mine, what of it is due, claim, publish, confirm; and whatever others left unfinished.
+"""The scheduler's loop: what is mine, what others left unfinished, and what is due, which goes in a burst.
 
 Nothing is done without trust in the view, and every write is an exact swap: the ring only decides who tries.
 """
@@ -6,63 +6,43 @@ Nothing is done without trust in the view, and every write is an exact swap: the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
 from celery_distsched import collector, farewell
 from celery_distsched.agenda import Agenda
 from celery_distsched.broker import Outcome
+from celery_distsched.burst import Burst
 from celery_distsched.clock import Clock, iso
-from celery_distsched.drivers.base import Driver, Elsewhere, Push
+from celery_distsched.drivers.base import Driver
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.errors import LeaseLost, StoreUnavailable
-from celery_distsched.fast_way import FastWay, in_calls
-from celery_distsched.holding import Move
+from celery_distsched.fast_way import FastWay
 from celery_distsched.interrupts import Interrupts
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool, View
-from celery_distsched.outbox import Made, Outbox
+from celery_distsched.outbox import Outbox
 from celery_distsched.progress import Progress
 from celery_distsched.record import node_of
 from celery_distsched.records import Records
 from celery_distsched.ring import HashRing, Places
-from celery_distsched.same_redis import SameRedis
 from celery_distsched.schedule_epoch import heirless
 from celery_distsched.settings import Settings
 from celery_distsched.store_loss import StoreLoss
 
 logger = logging.getLogger(__name__)
 
-#: Entries claimed in one go: about a tenth of a second of sending, which is what a crash may leave unconfirmed.
-_SLICE = 100
-#: The same where what is claimed is sent in slices.
-_LARGE_SLICE = 500
-#: Entries claimed and pushed in one go.
-_FAST_SLICE = 250
 #: About the longest time between two ticks, in seconds: Celery's service sleeps without an ear for anything.
 _LONGEST_SLEEP_S = 0.2
-#: Seconds from the beginning of a look at the members until it is done, nearly always.
-_LOOKING_S = 0.01
 #: The same while something has to come first that does not come at a known time, whatever is due.
 _UNSETTLED_SLEEP_S = 0.05
 #: The same while entries are still looked at, a few in each tick.
 _SURVEYING_SLEEP_S = 0.02
+#: Seconds from the beginning of a look at the members until it is done, nearly always.
+_LOOKING_S = 0.01
 #: Seconds between two looks at the ways that messages may go, while nothing is due.
 _LOOK_S = 1.0
-#: Longest burst of claims within one tick, in seconds.
-_LONGEST_BURST_S = 0.5
 #: Seconds between two bursts at least: what falls due meanwhile goes together, for the price of the same round trips.
 _TOGETHER_S = 0.005
-
-
-class _Claiming(NamedTuple):
-    """Claims that are on their way, or have been."""
-
-    names: Sequence[str]
-    claims: Mapping[str, Move]
-    #: What waits for the store's answers.
-    landing: Callable[[], None]
-    made: Made | None = None
 
 
 class Dispatch:
@@ -84,10 +64,6 @@ class Dispatch:
         self.closed = False
         #: Whether a tick has begun that has not come to its end: what it left half done nobody is to go on with.
         self.ticking = False
-        #: A call that claims and pushes and is on its way: what it claims, and what waits for the answer.
-        self._flight: tuple[Mapping[str, tuple[Move, Sequence[Push]]], Callable[[], Mapping[str, str]]] | None = None
-        #: Claims that are on their way, to be sent when they are won.
-        self._claiming: _Claiming | None = None
         self.records = Records(pool, progress, clock, settings)
         self._agenda = Agenda(self.records, pool, settings, progress, clock)
         self._ledger = Ledger(
@@ -113,9 +89,18 @@ class Dispatch:
             may_send=self._may_go_on,
             fast_way=fast_way,
         )
+        self._burst = Burst(
+            self._agenda,
+            self._ledger,
+            self._outbox,
+            clock,
+            fast_way,
+            driver.max_batch,
+            may_go_on=self._may_go_on,
+            closed=lambda: self.closed,
+        )
         self._interrupts = interrupts or Interrupts()
         self._fast_way = fast_way
-        self._slice = min(_SLICE, driver.max_batch)
         self._pool = pool
         self._progress = progress
         self._clock = clock
@@ -127,8 +112,6 @@ class Dispatch:
         self._trusted_until = float("-inf")
         #: Whether the ledger can be gone by.
         self._settled = False
-        #: When the last burst began, on `Clock.elapsed`.
-        self._burst_at = float("-inf")
         self._driver = driver
         self._look_at = float("-inf")
         self._store_loss = StoreLoss(driver, self._ledger, pool, progress, clock, lambda: self._agenda.entries)
@@ -184,13 +167,13 @@ class Dispatch:
             self._progress.ready = not records.unread or bool(records.suspicious)
         outbox.reopen()
         if records.busy:
-            outbox.send(records.busy, self._confirm)
+            outbox.send(records.busy, self._burst.confirm)
         outbox.land()
         if settled and self._is_due():
-            self._claim_and_send()
+            self._burst.run()
         elif settled:
             self._look_ahead()
-        self._confirm()
+        self._burst.confirm()
 
     def _all_read(self) -> bool:
         """Read what has yet to be; False if the store has lost data: somebody may have put it back who knew less."""
@@ -249,8 +232,6 @@ class Dispatch:
             without_heir = heirless(self._driver, mine, others)
             farewell.hand_back(self.records, self._driver, without_heir, at_most_once=self._settings.at_most_once)
 
-    # Claim, publish, confirm
-
     def _may_go_on(self) -> bool:
         """Whether to claim or send one more: trusted, and not asked to stop."""
         return self._trusted() and not self.closed and not self._interrupts.pending
@@ -259,127 +240,12 @@ class Dispatch:
         """Whether the view is trusted, and by the membership that the marks name."""
         return self._pool.trusted() and self._pool.view.me == self.records.me
 
-    def _claim_and_send(self) -> None:
-        # A long burst must not keep the rest of the loop waiting: the next tick goes on with it at once.
-        self._burst_at, outbox = self._clock.elapsed(), self._outbox
-        until = self._burst_at + _LONGEST_BURST_S
-        with collector.paused():
-            try:
-                while outbox.open and self._may_go_on() and self._clock.elapsed() < until:
-                    same_redis, most = self._way()
-                    if self._fast_way is not None and (why := self._fast_way.out_of_reach):
-                        logger.error("nothing new is claimed for now, since %s", why)
-                        outbox.close(self._clock.elapsed())
-                        return
-                    names = self._agenda.timetable.pop_due(self._agenda.now_us(), most)
-                    if not names:
-                        return
-                    self._claim_and_send_slice(names, most, same_redis)
-            finally:
-                if not self.closed:
-                    self._land()
-                    self._send_claimed(self._claimed())
-                    outbox.land()
-
-    def _claim_and_send_slice(self, names: Sequence[str], most: int, same_redis: SameRedis | None) -> None:
-        """Claim these. What goes in slices is sent in the next round, or at the end, while the store works."""
-        try:
-            claims = self._agenda.claims(names, self._enqueues(same_redis))
-            if same_redis is not None:
-                self._enqueue(claims, same_redis)
-            before = self._claimed()
-            # Confirms of what was sent before ride on the claims of this one.
-            landing = self._ledger.swapping({**self.records.confirms(most), **claims})
-        except BaseException:
-            self._schedule(names)
-            raise
-        self._claiming = _Claiming(names, claims, landing)
-        self._send_claimed(before)
-        # Which of these are won nobody knows yet; nearly always all are.
-        self._claiming = self._claiming._replace(made=self._outbox.make(claims))
-        if self._claiming.made is None:
-            self._send_claimed(self._claimed())
-
-    def _claimed(self) -> _Claiming | None:
-        """Take in which of the claims that are on their way, if any are, are won."""
-        claiming, self._claiming = self._claiming, None
-        if claiming is not None:
-            try:
-                claiming.landing()
-            finally:
-                self._schedule(claiming.names)
-        return claiming
-
-    def _send_claimed(self, claimed: _Claiming | None) -> None:
-        if claimed is not None:
-            self._outbox.send(claimed.claims, self._confirm, claimed.made)
-
-    def _schedule(self, names: Sequence[str]) -> None:
-        """Schedule these, but for what is scheduled when its answer comes, or when its record has been read."""
-        scheduled, unread = self._agenda.timetable, self.records.unread
-        self._agenda.schedule([name for name in names if name not in scheduled and name not in unread])
-
-    def _way(self) -> tuple[SameRedis | None, int]:
-        """Return what claims and pushes in one step, if anything does, and how many entries to claim in one go."""
-        if self._fast_way is None:
-            return None, self._slice
-        now = self._clock.elapsed()
-        # One look decides all of it: two need not find the same.
-        same_redis = self._fast_way.same_redis(now)
-        if self._fast_way.surveying or not (same_redis or self._fast_way.slicing):
-            return same_redis, self._slice
-        return same_redis, _LARGE_SLICE if same_redis is None else _FAST_SLICE
-
-    def _enqueues(self, same_redis: SameRedis | None) -> Callable[[str], bool]:
-        """Return what says of an entry whether it is claimed and pushed in one step."""
-        return _nothing if same_redis is None or self._fast_way is None else self._fast_way.takes
-
-    def _enqueue(self, claims: dict[str, Move], same_redis: SameRedis) -> None:
-        """Claim and push in one step those that were made ready for it, and take them out."""
-        if self._fast_way is None:
-            return
-        moves = {name: claims.pop(name) for name in [name for name, move in claims.items() if move.enqueue]}
-        messages = self._fast_way.messages({name: move.claimed for name, move in moves.items()})
-        if moves and not messages:
-            # The broker is away, or takes nothing for now: there is time until it is asked again.
-            self._outbox.close(self._clock.elapsed())
-            return
-        for names in in_calls(messages, _FAST_SLICE):
-            batch = {name: (moves[name], messages[name]) for name in names}
-            # Up to here the server has worked on the call before: it and this node need not wait for each other.
-            self._land()
-            if not self._may_go_on():
-                return
-            self._flight = batch, self._ledger.enqueue(batch, same_redis.claim_and_push)
-
-    def _land(self) -> None:
-        """Take in what became of the call that is on its way, if one is."""
-        flight, self._flight = self._flight, None
-        if flight is None or self._fast_way is None:
-            return
-        batch, landing = flight
-        try:
-            refused = landing()
-        except Elsewhere:
-            self._fast_way.look_again()
-            return
-        for name, (move, _) in batch.items():
-            if name in refused:
-                self._fast_way.rest(name, refused[name])
-            elif (holding := self.records.holdings.get(name)) is not None and holding.record is move.new:
-                self._fast_way.note(name, move.claimed)
-
     def _send_named(self, name: str, instant: int, attempt: int) -> Outcome:
         planned = self._agenda.entries.get(name)
         if planned is None:
             logger.error("entry %r, instant %s: not sent, since the entry was removed meanwhile", name, iso(instant))
             return Outcome.FAILED
         return self._send(planned, instant, attempt)
-
-    def _confirm(self) -> None:
-        """Record what was sent."""
-        self._outbox.unconfirmed_since = None
-        self._ledger.swap(self.records.confirms())
 
     def _seconds_to_next(self) -> float:
         if not self._pool.trusted() or self.records.unread or not self._settled:
@@ -391,7 +257,7 @@ class Dispatch:
         next_s = self.next_s()
         if next_s <= 0:
             return 0.0
-        return min(max(next_s, self._burst_at + _TOGETHER_S - self._clock.elapsed()), longest_s)
+        return min(max(next_s, self._burst.began_at + _TOGETHER_S - self._clock.elapsed()), longest_s)
 
     def _idle_s(self) -> float:
         """Seconds until the members have been looked at: news come from there, and the machine wakes once for both."""
@@ -399,7 +265,3 @@ class Dispatch:
         looks = max(1, round(_LONGEST_SLEEP_S / pool.poll_s))
         idle_s = pool.view.polled_at + looks * pool.poll_s + _LOOKING_S - self._clock.elapsed()
         return idle_s if idle_s > 0 else _LONGEST_SLEEP_S
-
-
-def _nothing(name: str) -> bool:
-    return False
