@@ -6,6 +6,7 @@ from celery_distsched.drivers.base import Member
 from celery_distsched.drivers.redis_ledger import RedisDriver, Script
 
 _SHOW = Script("run_id.lua", "zset_show.lua")
+_MEMBERS = Script("zset_members.lua")
 _REMOVE = Script("zset_remove.lua")
 
 
@@ -50,9 +51,11 @@ class RedisZsetDriver(RedisDriver):
         return self._shown(answer, membership)
 
     def members(self) -> dict[str, Member]:
-        with self._connected() as client, client.pipeline(transaction=True) as step:
-            scores, infos = step.zrange(self._nodes, 0, -1, withscores=True).hgetall(self._infos).execute()
-        return {membership: Member(f"{score:.0f}", infos.get(membership, "")) for membership, score in scores}
+        with self._connected() as client:
+            scores, shown = _MEMBERS.run(client, [self._nodes, self._infos])
+        infos = dict(zip(shown[::2], shown[1::2], strict=True))
+        pulses = zip(scores[::2], map(float, scores[1::2]), strict=True)
+        return {membership: Member(f"{pulse:.0f}", infos.get(membership, "")) for membership, pulse in pulses}
 
     def remove(self, membership: str, pulse: str | None = None) -> bool:
         with self._connected() as client:
