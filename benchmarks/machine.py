@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -34,6 +35,15 @@ def cpu() -> str:
         return platform.processor() or platform.machine()
     models = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
     return models[0] if models else platform.machine()
+
+
+def busy_s() -> float:
+    """Return the processor time of all cores, in seconds, that has gone into anything; NaN where that is not told."""
+    try:
+        _, user, nice, system, _, _, irq, softirq, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except (OSError, ValueError):
+        return math.nan
+    return sum(map(int, (user, nice, system, irq, softirq))) / os.sysconf("SC_CLK_TCK")
 
 
 def _redis() -> str:

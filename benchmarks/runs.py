@@ -13,6 +13,7 @@ from typing import NamedTuple
 from benchmarks.beats import Beat
 from benchmarks.contenders import Contender, Site
 from benchmarks.core_share import limited
+from benchmarks.machine import busy_s
 from benchmarks.queues import Queue, RedisQueue, watch
 from benchmarks.workload import Workload
 
@@ -26,9 +27,11 @@ class Burst(NamedTuple):
     rate: float
     #: Seconds from the instant until the last message was in the queue; NaN where not all came.
     last_s: float
-    #: Processor seconds of all beats, and of the broker's Redis, from just before the instant to the last message.
+    #: Processor seconds of all beats, of the broker's Redis, and of all that ran on the machine, from just before the
+    #: instant to the last message.
     beats_cpu_s: float
     redis_cpu_s: float
+    machine_cpu_s: float
     #: The bound of the run, in seconds.
     bound_s: float
 
@@ -79,7 +82,7 @@ def burst(
         else:
             # Due as soon as it is loaded: what of its time goes into loading cannot be seen from outside.
             cpu_s = math.nan
-        redis_cpu_s = _cpu_s(queue)
+        redis_cpu_s, machine_cpu_s = _cpu_s(queue), busy_s()
         arrivals = watch(queue, size, ready_at + bound_s, check=lambda: _check(running))
         return Burst(
             size=size,
@@ -88,6 +91,7 @@ def burst(
             last_s=arrivals.times[-1] - ready_at if arrivals.arrived >= size else math.nan,
             beats_cpu_s=sum(beat.cpu_s() for beat in running) - cpu_s,
             redis_cpu_s=_cpu_s(queue) - redis_cpu_s,
+            machine_cpu_s=busy_s() - machine_cpu_s,
             bound_s=bound_s,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from benchmarks.bench import Bench
 from benchmarks.contenders import OURS
 from benchmarks.core_share import permitted
@@ -11,7 +13,7 @@ from benchmarks.runs import Burst, burst
 
 _HEADS = (
     "beats", "runs", "messages/s", "of one beat's", "last after, s", "beats' CPU, ms per 1,000 messages",
-    "Redis busy, %",
+    "Redis busy, %", "cores busy",
 )  # fmt: skip
 
 
@@ -44,6 +46,7 @@ def _rows(bench: Bench, size: int, *, core_share: float) -> list[tuple[str, ...]
             when_last(bursts),
             number(middle(cpu_ms(run) for run in bursts)),
             number(100 * middle(run.redis_cpu_s / run.last_s for run in bursts)),
+            f"{number(middle(run.machine_cpu_s / run.last_s for run in bursts))} of {os.cpu_count()}",
         )
         for beats, bursts in found.items()
     ]
