@@ -167,7 +167,8 @@ class Dispatch:
             self._progress.ready = not records.unread or bool(records.suspicious)
         outbox.reopen()
         if records.busy:
-            outbox.send(records.busy, self._burst.confirm)
+            # What others may have taken over waits, after a loss, until they have put back what they know of it.
+            outbox.send(records.busy - records.doubtful, self._burst.confirm)
         outbox.land()
         if settled and self._is_due():
             self._burst.run()

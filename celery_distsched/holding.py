@@ -206,7 +206,6 @@ class Holding:
         stored: str | None,
         record: Record | None,
         *,
-        gone: Callable[[str], bool],
         doubtful: bool = False,
         at_most_once: bool = False,
     ) -> Move | None:
@@ -216,7 +215,6 @@ class Holding:
             me: My membership.
             stored: What the store holds now.
             record: The same, understood; None: there is no record.
-            gone: Whether a mark belongs to a node that is dead: it cannot put it back itself.
             doubtful: I was away for so long that what I held may have been taken over and sent before the loss.
             at_most_once: What may have been sent is not sent again.
         """
@@ -235,16 +233,20 @@ class Holding:
                 marks[at] = mark
         dropped = {}
         for at in filter(self._to_send, self.phases):
-            settled = doubtful and at not in marks and record is not None and record.last >= at
+            # What bears my mark of now I have put back myself, after an earlier loss: since then nobody has taken it.
+            unsure = doubtful and at not in marks and known.open.get(at) != me
+            settled = unsure and record is not None and record.last >= at
             if node_of(marks.get(at, me)) != node_of(me) or (settled and not at_most_once):
                 continue
-            if doubtful and at_most_once and at not in marks:
+            if unsure and at_most_once:
                 dropped[at] = me
             else:
                 marks[at] = me
         for at, mark in known.open.items():
+            # A dead node cannot put its mark back. Who is alive takes out what it has sent, but may not dare to put in
+            # what it has yet to send, if it was away and somebody else may have done so.
             forgotten = at not in marks and (record is None or at > record.last)
-            if forgotten and node_of(mark) != node_of(me) and (mark == HANDED_BACK or gone(mark)):
+            if forgotten and node_of(mark) != node_of(me):
                 marks[at] = mark
         base = record or known
         new = Record(max(base.last, known.last), marks, base.paused, _newer(base.version, known.version))

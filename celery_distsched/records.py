@@ -41,6 +41,9 @@ class Records:
         self.absent: set[str] = set()
         #: Entries of mine whose records have become known, or have changed, of which nobody has been told yet.
         self.news: list[str] = []
+        #: Entries of which I held something when I came back from so long an absence that others may have taken it, and
+        #: whose records have not been read since.
+        self.doubtful: set[str] = set()
         #: What shows that the store has lost data: a record is older than I remember it, or has gone. Empty: nothing.
         self.suspicious = ""
         #: A write with my membership for its fence was not answered. It may yet arrive; as long as the store keeps its
@@ -54,15 +57,13 @@ class Records:
         self._garbage: set[str] = set()
         #: Of entries that are no longer mine.
         self._memories = Memories(clock)
-        #: I was away for so long that others may have taken over what I held.
-        self._doubtful = False
 
     # Whose
 
     def rejoined(self, me: str, *, doubtful: bool = False) -> None:
         """My membership is a new one; `doubtful`: others may have taken over what I held under the old one."""
-        # The doubt stays until what I held has been read: I may have come back twice since.
-        self._doubtful = doubtful or (self._doubtful and not self.unread.isdisjoint(self.busy))
+        if doubtful:
+            self.doubtful |= self.busy
         self.me, self.unheard = me, False
         for name in self.busy:
             self.holdings[name].rejoined()
@@ -185,7 +186,7 @@ class Records:
         holding = self.holdings.pop(name, None)
         if holding is not None and holding.record is not None:
             self._memories.keep(name, holding.record)
-        for names in (self.absent, self.busy, self.unread, self.watched):
+        for names in (self.absent, self.busy, self.doubtful, self.unread, self.watched):
             names.discard(name)
 
     def slim(self) -> None:
@@ -221,6 +222,7 @@ class Records:
         holding = self.holdings.get(name)
         held = holding.phases if holding is not None else {}
         for at, mark in record.open.items():
+            # Of others' marks this says nothing: what I have put back of an entry shows none of those who live.
             if node_of(mark) == node_of(self.me) and at <= known.last and at not in known.open and at not in held:
                 return at
         return None
@@ -284,9 +286,7 @@ class Records:
         if holding is None or holding.record is None:
             # A swap that lost to nothing leaves a holding that knows no record; what was known before is remembered.
             holding = Holding(self.memory(name))
-        return holding.restoring(
-            self.me, text, record, gone=self._gone, doubtful=self._doubtful, at_most_once=self._at_most_once
-        )
+        return holding.restoring(self.me, text, record, doubtful=name in self.doubtful, at_most_once=self._at_most_once)
 
     def _gone(self, mark: str) -> bool:
         return self._deaths.gone(mark, self.me)

@@ -5,8 +5,9 @@ than the one that it was written on, or a record older than the one it remembers
 of it. Then each node
 
 1. puts back what it remembers: of each record the later `last`, its own marks (exactly those that it has yet to send),
-   and those that a dead node has left; if a write of its own went unanswered, it joins anew before, so that this cannot
-   arrive later;
+   and those of others as it knew them, which whoever knows better takes out; if a write of its own went unanswered, it
+   joins anew before, so that this cannot arrive later; what it held when it came back from a long absence it does not
+   send before all this is over;
 2. claims nothing until every live node has done so, for half a TTL at least and for one at most: by then those in good
    health are members again, also those whom this node has never seen;
 3. leaves alone for two TTLs what is neither there nor remembered, and starts it from now after that. Absent never means
@@ -119,7 +120,7 @@ class StoreLoss:
         if self._holding and (now >= self._held_until or (now >= self._held_from and self._all_have_put_back(view))):
             self._holding = False
             # While everybody wrote, everything may have changed.
-            self._records.unread.update(self._records.share)
+            self._records.unread.update(self._records.share, self._records.doubtful)
             logger.warning("the ledger is whole again, as far as anybody remembers it; going on")
         return not self._holding and self._known is not None and self._checked_as == view.me
 

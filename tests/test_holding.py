@@ -172,16 +172,35 @@ def test_what_was_tried_and_not_answered_is_left_to_a_takeover_and_so_sent_again
 def test_what_was_closed_when_i_last_looked_is_dropped_if_somebody_who_knew_less_has_put_it_back() -> None:
     mine = Holding(Record(20, {15: OTHER}))
     stored = Record(12, {12: OTHER, 15: OTHER, 21: OTHER})
-    move = mine.restoring(ME, stored.text(), stored, gone=lambda mark: False)
+    move = mine.restoring(ME, stored.text(), stored)
     assert move is not None
     assert move.new == Record(20, {15: OTHER, 21: OTHER})
     assert not move.dropped, "nothing is lost: it was sent, or counted"
 
 
+def test_the_marks_of_others_are_put_back_whether_these_live_or_not() -> None:
+    """Who was away does not put in its own: that it finds it there shows that nobody had taken it over."""
+    knows = Holding(Record(20, {20: OTHER}))
+    move = knows.restoring(ME, None, None)
+    assert move is not None
+    assert move.new == Record(20, {20: OTHER})
+    away = Holding(Record(20, {20: BEFORE}), phases={20: Phase.FORMER})
+    assert away.restoring(ME, Record(20).text(), Record(20), doubtful=True) is None
+    move = away.restoring(ME, Record(20, {20: BEFORE}).text(), Record(20, {20: BEFORE}), doubtful=True)
+    assert move is None or move.new.open.keys() == {20}
+
+
+def test_what_i_have_put_back_after_one_loss_i_do_not_doubt_after_another() -> None:
+    mine = Holding(Record(20, {20: ME}), phases={20: Phase.CLAIMED})
+    move = mine.restoring(ME, Record(20).text(), Record(20), doubtful=True)
+    assert move is not None
+    assert move.new == Record(20, {20: ME})
+
+
 def test_a_mark_of_mine_for_what_i_do_not_know_to_be_claimed_is_of_a_claim_whose_answer_i_never_got() -> None:
     mine = Holding(Record(20))
     stored = Record(30, {15: BEFORE, 25: BEFORE, 30: OTHER})
-    move = mine.restoring(ME, stored.text(), stored, gone=lambda mark: False)
+    move = mine.restoring(ME, stored.text(), stored)
     assert move is not None
     assert move.new == Record(30, {25: ME, 30: OTHER})
     mine.learn(move.new, ME)

@@ -13,7 +13,7 @@ from celery_distsched.drivers import Answer, Driver, StoreUrl, Swap
 from celery_distsched.drivers.base import Push
 from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.errors import StoreUnavailable
-from celery_distsched.holding import Holding
+from celery_distsched.holding import Holding, Phase
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool, View
 from celery_distsched.progress import Progress
@@ -123,6 +123,30 @@ def test_who_comes_back_twice_from_a_long_absence_still_doubts_what_it_held(ledg
     move = ledger.records.restoring(NAME, Record(20).text())
     assert move is not None
     assert move.new == Record(20, {11: "me#4"})
+
+
+def test_what_was_held_over_a_long_absence_is_in_doubt_until_the_ledger_is_whole_and_read(ledger: Ledger) -> None:
+    """Who knows that it has been sent may not have said so yet: what the store holds after a loss shows nothing."""
+    records, store = ledger.records, ledger._driver.store  # type: ignore[attr-defined]
+    records.rejoined("me#1")
+    store.members.add("me#1")
+    records.own({NAME}, gained={NAME}, lost=())
+    ledger.read(records.unread)
+    move = records.advance(NAME, claim=(11,))
+    assert move is not None
+    ledger.swap({NAME: move})
+    store.members.add("me#2")
+    records.rejoined("me#2", doubtful=True)
+    assert records.doubtful == {NAME}
+    store.record = None
+    store.claimed.clear()
+    move = records.restoring(NAME, None)
+    assert move is not None
+    ledger.swap({NAME: move})
+    assert records.holdings[NAME].instants(Phase.CLAIMED) == (11,)
+    assert records.doubtful == {NAME}, "it is put back, and not to be sent yet"
+    ledger.read([NAME])
+    assert not records.doubtful
 
 
 def test_a_call_whose_answer_is_lost_leaves_its_entries_to_be_read_first(ledger: Ledger) -> None:

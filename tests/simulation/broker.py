@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,42 @@ class Broker:
 
     def reachable(self, world: World, node_id: str) -> bool:
         return world.now >= max(self.down_until, self.cut_until.get(node_id, 0.0))
+
+    def send_slice(self, node: Any, slice_: Mapping[str, Sequence[int]]) -> Callable[[], dict[str, list[Outcome]]]:
+        """Let a node write a slice of first attempts at once; returns what waits for the answers.
+
+        Where the connection breaks, the broker has answered for some of them, and of the others has some.
+        """
+        world, random, promises = node.world, node.world.random, node.cluster.promises
+        messages = [(name, instant) for name, instants in slice_.items() for instant in instants]
+        outcomes = dict.fromkeys(messages, Outcome.ACCEPTED)
+        for name, instant in messages:
+            promises.sends(node, name, instant)
+        fate = random.random() if world.now < self.shaky_until else 1.0
+        reachable = self.reachable(world, node.node_id)
+        trip, answered_in_s = random.expovariate(1 / 0.001), 0.01
+        if fate < self.refused or (not reachable and random.random() < 0.8):
+            outcomes = dict.fromkeys(messages, Outcome.REFUSED)
+        else:
+            breaks = not reachable or fate < self.refused + self.unknown
+            answered = random.randrange(len(messages)) if breaks and reachable else 0 if breaks else len(messages)
+            answered_in_s = node.cluster.settings.node_ttl / 2 if breaks else 2 * trip
+            for number, (name, instant) in enumerate(messages):
+                if number >= answered:
+                    outcomes[name, instant] = Outcome.UNKNOWN
+                    promises.unanswered(name, instant)
+                elif random.random() < self.refusals:
+                    outcomes[name, instant] = Outcome.REJECTED
+                    continue
+                if number < answered or (reachable and random.random() < 0.6):
+                    world.after(trip, promises.delivered, node, name, instant, 1)
+        at = world.now + answered_in_s
+
+        def answers() -> dict[str, list[Outcome]]:
+            node.process.sleep(max(at - world.now, 0.0))
+            return {name: [outcomes[name, instant] for instant in instants] for name, instants in slice_.items()}
+
+        return answers
 
     def send(self, node: Any, name: str, instant: int, attempt: int) -> Outcome:
         """Let a node try once to bring a message here."""

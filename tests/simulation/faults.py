@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from celery_distsched.schedule_epoch import RESERVED
 from tests.simulation.cluster import Cluster
-from tests.simulation.losses import LOSS
+from tests.simulation.losses import LOSS, parse
 from tests.simulation.store import GENERATION
 
 Fault = Callable[[Cluster, Any], None]
@@ -161,6 +162,10 @@ def roll_back(cluster: Cluster, node: Any) -> None:
     generation = store.ledger.get(GENERATION)
     store.another_server()
     store.go_back(cluster.world.now - lag_s)
+    for name, text in store.ledger.items():
+        if not name.startswith(RESERVED):
+            # It may have gone back to a time before another loss, and hold more than it did just now.
+            cluster.promises.losses.wrote(name, parse(text).last)
     seen = store.ledger.get(GENERATION) not in (None, generation)
     _lost(cluster, plain=bool(store.name), seen=seen, back_to=cluster.world.now - lag_s)
 

@@ -9,7 +9,9 @@ from functools import lru_cache
 from typing import Any
 from unittest.mock import patch
 
+import celery_distsched.burst as burst
 import celery_distsched.node_pool as node_pool
+import celery_distsched.outbox as outbox
 from celery_distsched.node_pool import Info
 from celery_distsched.record import Record
 from celery_distsched.ring import HashRing
@@ -111,6 +113,9 @@ def _watched(world: World) -> Iterator[None]:
             patch.object(HashRing, "arcs", _arcs),
             patch.object(Info, "parse", _info),
             patch.object(Record, "parse", parse),
+            # A few entries are to make more than one slice.
+            patch.object(burst, "_LARGE_SLICE", 3),
+            patch.object(outbox, "_LARGEST_SLICE", 2),
         ):
             yield
     finally:

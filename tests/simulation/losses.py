@@ -163,10 +163,15 @@ class Losses:
             and (until > self.world.time or self._owns(node, name))
         }
         if by in settled:
-            return True
+            return not self._shows_nothing(loss, name, told[by][0])
         ttl_s = self.cluster.settings.node_ttl
         unseen = loss.noticed_at is None or self.world.now < loss.noticed_at + ttl_s + 2
         return not (unseen and not loss.plain) and any(self._well(node, loss) for node in settled)
+
+    def _shows_nothing(self, loss: Loss, name: str, told: Record) -> bool:
+        """Whether a loss cannot be seen: a store without a name went back by a confirm, and whose it was is gone."""
+        text = self.cluster.store.ledger.get(name)
+        return loss.noticed_at is None and not loss.plain and text is not None and parse(text).last == told.last
 
     def _settled_for(self, node: Any, name: str, instant: int, record: Record) -> bool:
         """Whether a node that was told this knows that an instant is settled: what is its own it has sent by now."""

@@ -86,6 +86,27 @@ class OneStep:
     def note(self, name: str, instants: Sequence[int]) -> None: ...
 
 
+class Slices(OneStep):
+    """What is claimed is sent in slices, while the next is being claimed."""
+
+    slicing = True
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def same_redis(self, now: float) -> None:  # type: ignore[override]
+        ...
+
+    def slices(self, now: float) -> Slices:  # type: ignore[override]
+        return self
+
+    def send(
+        self, entries: Mapping[str, tuple[Sequence[int], Sequence[Push]]]
+    ) -> Callable[[], dict[str, list[Outcome]]]:
+        slice_ = {name: instants for name, (instants, _) in entries.items()}
+        return self._node.cluster.broker.send_slice(self._node, slice_)
+
+
 class Victim:
     """One process with its two threads, and what may happen to it."""
 
@@ -132,7 +153,7 @@ class Node(Victim):
         self.dispatch = Dispatch(
             self.driver, self.pool, progress, self.clock, settings,
             send=self._send, probe=self._probe,
-            fast_way=OneStep(self.driver) if cluster.plan.same_redis else None,  # type: ignore[arg-type]
+            fast_way=self._fast_way(),  # type: ignore[arg-type]
             interrupts=self.interrupts,  # type: ignore[arg-type]
         )  # fmt: skip
         self.heartbeat = Heartbeat(self.driver, self.pool, self.clock, progress, host=host, cluster="c")
@@ -143,6 +164,11 @@ class Node(Victim):
         self._note_losses()
         self._beats = self.process.thread(self._beat)
         self._ticks = self.process.thread(self._tick)
+
+    def _fast_way(self) -> OneStep | None:
+        if self.cluster.plan.same_redis:
+            return OneStep(self.driver)
+        return Slices(self) if self.cluster.plan.slices else None
 
     def _note_losses(self) -> None:
         tally, report = self.dispatch.records.tally, self.dispatch.records.tally.possibly_lost

@@ -27,6 +27,8 @@ class Plan:
     delivery: str
     #: Claim and push in one step.
     same_redis: bool
+    #: Otherwise: send what is claimed in slices, and claim the next meanwhile.
+    slices: bool
     #: Whether the store has a clock to ask (as Redis has), or not (as etcd and Consul).
     store_clock: bool
     #: Whether the store says which server it is (as Redis and SQLite do), or not (as etcd and Consul).
@@ -70,6 +72,7 @@ class Plan:
             gap_s=random.choice((900.0, 3600.0, 7200.0)),
             store_name=(store_name := same_redis or random.random() < 0.5),
             most_at_once=12 if store_name else random.choice((2, 4, 12)),
+            slices=not same_redis and random.random() < 0.5,
         )
 
     def but(self, **changes: object) -> Plan:

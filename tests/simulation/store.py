@@ -112,6 +112,10 @@ class Store:
                 what[key] = value
 
 
+_Step = Callable[[Sequence[Swap]], list[Answer]]
+_HaveDone = Callable[[_Step, Sequence[Swap]], Callable[[], list[Answer]]]
+
+
 @dataclass
 class _Reply:
     """What a call has come to by now."""
@@ -133,6 +137,10 @@ class SimulatedDriver(Driver):
 
     def _call(self, step: Callable[[], Any], *, write: bool) -> Any:
         """Have one atomic step done in the store; or lose it, lose its answer, or have it arrive late."""
+        return self._begin(step, write=write)()
+
+    def _begin(self, step: Callable[[], Any], *, write: bool) -> Callable[[], Any]:
+        """Send a call; returns what waits for its answer."""
         world, network, random = self.world, self.network, self.world.random
         now, timeout = world.now, self.timeout_s
         if random.random() < 0.001 or now >= network.slow_until:
@@ -162,14 +170,21 @@ class SimulatedDriver(Driver):
                 self.node.process.sleep(trip)
                 self._arrive(step, reply)
                 trip = 0.0
-        if not answered or trip > timeout:
-            self.node.process.sleep(timeout if arrives or random.random() < 0.7 else 0.001)
-            raise StoreUnavailable("lost")
-        if trip:
-            self.node.process.sleep(trip)
-        if reply.error is not None:
-            raise reply.error
-        return reply.value
+        lost = not answered or trip > timeout
+        if lost:
+            trip = timeout if arrives or random.random() < 0.7 else 0.001
+        until = world.now + trip
+
+        def answer() -> Any:
+            if trip:
+                self.node.process.sleep(max(until - world.now, 0.0))
+            if lost:
+                raise StoreUnavailable("lost")
+            if reply.error is not None:
+                raise reply.error
+            return reply.value
+
+        return answer
 
     @staticmethod
     def _arrive(step: Callable[[], Any], reply: _Reply) -> None:
@@ -226,8 +241,16 @@ class SimulatedDriver(Driver):
         return self._issued.setdefault((key, new), self.world.time_us)
 
     def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
+        return self._swapping(swaps, fence, self._in_parts)()
+
+    def swapping(self, swaps: Sequence[Swap], fence: str | None = None) -> Callable[[], list[Answer]]:
+        if self.store.name:
+            return super().swapping(swaps, fence)
+        return self._swapping(swaps, fence, self._all_at_once)
+
+    def _swapping(self, swaps: Sequence[Swap], fence: str | None, have_done: _HaveDone) -> Callable[[], list[Answer]]:
         if not swaps:
-            return []
+            return list
         promises, known = self.cluster.promises, self.incarnation
         began = {swap: self._since(swap.key, swap.new) for swap in swaps}
         if fence is not None:
@@ -250,24 +273,39 @@ class SimulatedDriver(Driver):
                     answers.append(Answer(False, found))
             return answers
 
-        try:
-            answers = self._in_parts(step, swaps)
-        except LeaseLost:
-            self._issued.clear()
-            raise
-        for swap in swaps:
-            self._issued.pop((swap.key, swap.new), None)
-        self._told((swap.key, answer.record) for swap, answer in zip(swaps, answers, strict=True))
+        waiting = have_done(step, swaps)
+
+        def answers() -> list[Answer]:
+            try:
+                found = waiting()
+            except LeaseLost:
+                self._issued.clear()
+                raise
+            for swap in swaps:
+                self._issued.pop((swap.key, swap.new), None)
+            self._told((swap.key, answer.record) for swap, answer in zip(swaps, found, strict=True))
+            return found
+
         return answers
 
-    def _in_parts(self, step: Callable[[Sequence[Swap]], list[Answer]], swaps: Sequence[Swap]) -> list[Answer]:
+    def _in_parts(self, step: _Step, swaps: Sequence[Swap]) -> Callable[[], list[Answer]]:
         """Have as much done in each step as the store takes at once: a fault between two leaves the batch half done."""
-        answers, began, most = list[Answer](), self.world.now, self.cluster.plan.most_at_once
-        for at in range(0, len(swaps), most):
-            if self.world.now - began > self.timeout_s:
-                raise StoreUnavailable("the rest was not written in time")
-            answers += self._call(partial(step, swaps[at : at + most]), write=True)
+
+        def answers() -> list[Answer]:
+            found, began, most = list[Answer](), self.world.now, self.cluster.plan.most_at_once
+            for at in range(0, len(swaps), most):
+                if self.world.now - began > self.timeout_s:
+                    raise StoreUnavailable("the rest was not written in time")
+                found += self._call(partial(step, swaps[at : at + most]), write=True)
+            return found
+
         return answers
+
+    def _all_at_once(self, step: _Step, swaps: Sequence[Swap]) -> Callable[[], list[Answer]]:
+        """The same, with all steps on their way at a time: they arrive in any order, each or not."""
+        most = self.cluster.plan.most_at_once
+        parts = [self._begin(partial(step, swaps[at : at + most]), write=True) for at in range(0, len(swaps), most)]
+        return lambda: [answer for part in parts for answer in part()]
 
     def claim_and_push(self, claims: Sequence[Claim], fence: str) -> Pushing:
         """Claim, and put the messages into the broker's queue, in one step."""

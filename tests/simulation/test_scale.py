@@ -85,6 +85,7 @@ def test_a_large_cluster_keeps_its_promises_while_nodes_die_and_leave(
         entries=tuple(EntryPlan(5 + number % 20, "all") for number in range(entries)),
         delivery="at_least_once",
         same_redis=same_redis,
+        slices=not same_redis,
         store_clock=True,
         store_name=True,
         most_at_once=1000,

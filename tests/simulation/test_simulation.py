@@ -21,6 +21,12 @@ def test_nothing_is_taken_over_when_trust_has_run_out_while_reading() -> None:
     assert violation(114) is None
 
 
+@pytest.mark.parametrize("seed", [40059, 42003, 42485])
+def test_what_was_held_over_a_long_absence_is_neither_lost_nor_sent_again_by_a_loss(seed: int) -> None:
+    """The broker was away for longer than a TTL; when it is back, the store loses its data, once or twice."""
+    assert violation(seed, "--hours", "24") is None
+
+
 def test_a_seed_decides_everything_whatever_process_it_runs_in() -> None:
     def outcome(*words: str) -> dict[str, Any]:
         (summary,) = simulate("--seed", "7", "--count", "4", "--hours", "6", *words)
