@@ -162,6 +162,7 @@ class Dispatch:
         ledger.repeat()
         self._settled = settled = self._store_loss.settled(view) and self._all_read()
         if settled:
+            records.whole()
             ledger.watch()
             ledger.take_over()
             self._progress.ready = not records.unread or bool(records.suspicious)

@@ -97,8 +97,6 @@ class Ledger:
                     records.absent.add(name)
                 else:
                     anchors[name] = Move(None, self._anchor(name), fenced=True)
-            if not records.suspicious:
-                records.doubtful.difference_update(batch)
             self._tell()
             if anchors and self._may_begin():
                 self.swap(anchors)

@@ -41,8 +41,8 @@ class Records:
         self.absent: set[str] = set()
         #: Entries of mine whose records have become known, or have changed, of which nobody has been told yet.
         self.news: list[str] = []
-        #: Entries of which I held something when I came back from so long an absence that others may have taken it, and
-        #: whose records have not been read since.
+        #: Entries of which I held something when I came back after so long that others may have taken it; until the
+        #: ledger was whole, and all that was unread had been read.
         self.doubtful: set[str] = set()
         #: What shows that the store has lost data: a record is older than I remember it, or has gone. Empty: nothing.
         self.suspicious = ""
@@ -79,6 +79,11 @@ class Records:
             self.watched.discard(name)
             if name not in self.busy:
                 self.forget(name)
+
+    def whole(self) -> None:
+        """The ledger is whole: what has been read since holds."""
+        if not self.unread:
+            self.doubtful.clear()
 
     # As they are
 

@@ -119,6 +119,7 @@ def test_who_comes_back_twice_from_a_long_absence_still_doubts_what_it_held(ledg
     # Another node has put back what it knew by then.
     assert ledger.records.restoring(NAME, Record(20).text()) is None
     ledger.read(ledger.records.unread)
+    ledger.records.whole()
     ledger.records.rejoined("me#4")
     move = ledger.records.restoring(NAME, Record(20).text())
     assert move is not None
@@ -144,8 +145,11 @@ def test_what_was_held_over_a_long_absence_is_in_doubt_until_the_ledger_is_whole
     assert move is not None
     ledger.swap({NAME: move})
     assert records.holdings[NAME].instants(Phase.CLAIMED) == (11,)
-    assert records.doubtful == {NAME}, "it is put back, and not to be sent yet"
+    records.unread.add(NAME)
+    records.whole()
+    assert records.doubtful == {NAME}, "it is put back, and not to be sent before it has been read again"
     ledger.read([NAME])
+    records.whole()
     assert not records.doubtful
 
 

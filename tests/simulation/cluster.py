@@ -59,7 +59,10 @@ class Cluster:
         self._number += 1
         node = self.node_class(self, self._number, self.version)
         self.nodes.append(node)
-        self.settling(1.5)
+        # Who joins gives everybody a TTL to be seen, also those who have just died, and may be who has to take over.
+        now, ttl_s = self.world.now, self.settings.node_ttl
+        after_a_death = any(what == "crash" and now - begins < ttl_s for _, begins, _, what in self.troubles)
+        self.settling(ttl_s + 1.5 if after_a_death else 1.5)
         return node
 
     @property
