@@ -339,7 +339,9 @@ class Promises:
         if mark in self.store.nodes and not mine:
             self.fail("one claim", f"{node.node_id} takes {name} {at} from {mark}, which is a member")
         silent_s = self.world.now - self.store.renewed_at.get(mark, float("-inf"))
-        if node_of(mark) != node.node_id and silent_s < self.ttl_s - 1e-6:
+        # A store that has gone back may give a renewal the number that it gave another before: nobody sees it then.
+        unseen = self.losses.since(self.world.now - self.ttl_s)
+        if node_of(mark) != node.node_id and silent_s < self.ttl_s - 1e-6 and not unseen:
             self.fail("trust", f"{node.node_id} takes {name} {at} from {mark}, which was there {silent_s:.3f} s ago")
 
     def _closed(self, node: Any, name: str, at: int, mark: str) -> None:
