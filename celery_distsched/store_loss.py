@@ -147,7 +147,10 @@ class StoreLoss:
         # An older mark than mine: the store went back to it, which shows nothing to those who know no other. They are
         # told by a new one.
         older = self._known is not None and stored is not None and stored.since_us < self._known.since_us
-        if stored is None or stored.server != server or older or (known and self._records.suspicious):
+        # Somebody came to the empty store before me, who knew nothing of what was lost. What I put back must not be
+        # taken for part of a new ledger by those who join meanwhile.
+        mistaken = self._known is not None and stored is not None and stored.new and not known
+        if stored is None or stored.server != server or older or mistaken or (known and self._records.suspicious):
             new = self._known is None and stored is None and not self._others_know_another(view)
             if not self._pool.trusted():
                 # Reading has taken its time.

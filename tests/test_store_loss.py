@@ -154,6 +154,28 @@ def test_who_joins_just_after_a_loss_waits_for_those_who_are_not_members_again(s
     assert newcomer.loss.settled(newcomer.pool.view)
 
 
+def test_what_is_put_back_into_a_ledger_that_was_taken_for_new_is_not_taken_for_whole(shop: Shop, old: Node) -> None:
+    """Who came first knew nothing. Who comes third, and finds what the second remembers, waits for a fourth."""
+    better = shop.node("better")
+    better.join()
+    run(shop, 1, [better])
+    better.driver.swap([Swap(NAME, Record(10).text(), Record(20).text())], None)
+    better.ledger.read([NAME])
+    shop.lose()
+    first, third = shop.node("first"), shop.node("third")
+    first.join()
+    first.tick()
+    old.join()
+    old.tick()
+    assert shop.record() == Record(10).text()
+    third.join()
+    third.tick()
+    assert not third.loss.settled(third.pool.view)
+    better.join()
+    run(shop, TTL_S, [first, old, third, better])
+    assert third.ledger.records.memory(NAME) == Record(20)
+
+
 def test_what_nobody_remembers_waits_for_two_ttls_where_one_who_remembers_has_joined(shop: Shop, old: Node) -> None:
     shop.lose()
     newcomer = shop.node("newcomer")

@@ -260,7 +260,9 @@ class Node(Victim):
         idle = not records.busy and not records.unread and not records.watched and not records.absent
         loss_is_over = not self.dispatch._store_loss._holding
         agreed = view.alive.keys() == members and all(info.active for info in view.alive.values())
-        return settled and idle and loss_is_over and agreed
+        # What has come to it with the latest ring it does not know of before its next tick.
+        followed = self.dispatch._followed == (view.ring, view.place)
+        return settled and idle and loss_is_over and agreed and followed
 
     def next_s(self) -> float:
         """The calendar's time of the next instant, in seconds since the start."""
