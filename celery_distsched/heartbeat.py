@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.drivers.base import Driver
 from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
-from celery_distsched.node_pool import Info, NodePool, View, free_ordinal
+from celery_distsched.node_pool import Info, NodePool, View, free_ordinal, live_epochs
 from celery_distsched.progress import Progress
 from celery_distsched.schedule_epoch import register
 
@@ -132,6 +133,7 @@ class Heartbeat:
             if not self._registered() and view.offset_us is not None and self._register(view):
                 view = self.pool.observe(members, self.digest)
                 self.wake()
+            self._agree_on_epoch(view)
         self._buried &= view.dead
         # A dead node's fence must be void before anybody takes over what it has claimed.
         for membership in view.dead.intersection(members):
@@ -202,13 +204,24 @@ class Heartbeat:
         return self.pool.schedule is not None and self.pool.schedule.digest == self.digest
 
     def _register(self, view: View) -> bool:
-        live = {info.digest: info.epoch for info in view.alive.values() if info.epoch}
-        digest, names = self.digest, self.names
-        self.pool.schedule = register(self.driver, digest, names, live, self.pool.now_us() or 0)
+        live, now_us = live_epochs(view.alive.values()), self.pool.now_us() or 0
+        self.pool.schedule = register(self.driver, self.digest, self.names, live, now_us)
         if self.pool.schedule is None:
             return False
         logger.info("this node's schedule has epoch %d", self.pool.schedule.epoch)
         return True
+
+    def _agree_on_epoch(self, view: View) -> None:
+        """Nodes with one schedule have one epoch, though the register was lost with the store and began anew.
+
+        Otherwise an entry that another schedule has claimed under the number of one of them would wait for that one,
+        and the ring gives it to all alike.
+        """
+        mine = self.pool.schedule
+        if mine is not None and self._registered():
+            newest = live_epochs(view.alive.values()).get(mine.digest, 0)
+            if newest > mine.epoch:
+                self.pool.schedule = replace(mine, epoch=newest)
 
     def _join(self) -> str:
         alive = self.pool.observe(self.driver.members(), self.digest).alive

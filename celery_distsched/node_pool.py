@@ -292,3 +292,12 @@ def free_ordinal(alive: Mapping[str, Info], host: str, node_id: str) -> int:
     """Return the smallest number that no live node of this host uses."""
     used = {info.ordinal for membership, info in alive.items() if info.host == host and node_of(membership) != node_id}
     return next(number for number in range(len(used) + 1) if number not in used)
+
+
+def live_epochs(infos: Iterable[Info]) -> dict[str, int]:
+    """Return the newest epoch that live nodes give each schedule, by its digest; those without one have none yet."""
+    epochs: dict[str, int] = {}
+    for info in infos:
+        if info.epoch > epochs.get(info.digest, 0):
+            epochs[info.digest] = info.epoch
+    return epochs

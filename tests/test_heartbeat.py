@@ -98,6 +98,20 @@ def other(cluster: str = "ours") -> str:
     return Info("there", 0, "same", cluster, active=True, wall_us=0).text()
 
 
+def test_nodes_with_one_schedule_agree_on_its_newest_epoch(node: Node) -> None:
+    """The register was lost with the store and counts from one again, and somebody remembers its epoch of before."""
+    node.beat(1)
+    assert node.pool.view.schedule is not None
+    assert node.pool.view.schedule.epoch == 1
+    for name, digest, epoch in (("knows#1", "same", 2), ("behind#1", "same", 1), ("newer#1", "changed", 3)):
+        node.store.join(name, Info("there", 0, digest, "ours", active=True, wall_us=0, epoch=epoch).text())
+    node.beat(2)
+    assert node.pool.view.schedule.epoch == 2
+    info = Info.parse(node.store.members()["me#1"].info)
+    assert info is not None
+    assert info.epoch == 2, "it tells those who do not see the other"
+
+
 @pytest.mark.parametrize("slow_s", [0.0, 0.3, 2.0, TTL_S - MARGIN_S])
 def test_a_slow_answer_shortens_trust(slow_s: float) -> None:
     node = Node()
