@@ -223,14 +223,12 @@ class Records:
             self.forget(name)
 
     def _reopened(self, name: str, known: Record, record: Record) -> int | None:
-        """Return an instant that is marked as mine, though it was closed when I last looked and I do not hold it."""
+        """Return an instant that is open, though it was closed when I last looked and I do not hold it."""
+        if not record.open:
+            return None
         holding = self.holdings.get(name)
         held = holding.phases if holding is not None else {}
-        for at, mark in record.open.items():
-            # Of others' marks this says nothing: what I have put back of an entry shows none of those who live.
-            if node_of(mark) == node_of(self.me) and at <= known.last and at not in known.open and at not in held:
-                return at
-        return None
+        return next((at for at in record.open if at <= known.last and at not in known.open and at not in held), None)
 
     def _account_for(self, name: str, move: Move) -> None:
         """Note what a won move took over and passed over."""

@@ -90,17 +90,21 @@ def test_an_entry_of_which_another_puts_back_less_is_not_done() -> None:
     assert other.read([NAME]) == [Record(10).text()]
 
 
-def test_an_instant_that_is_marked_as_mine_again_after_it_was_confirmed_shows_a_loss(ledger: Ledger) -> None:
-    """The store went back by one write, and does not name its server: the confirm is gone, and `last` is equal."""
+@pytest.mark.parametrize("mark", ["me#1", "other#2"])
+def test_an_instant_that_is_open_again_after_it_was_confirmed_shows_a_loss(ledger: Ledger, mark: str) -> None:
+    """The store went back by one write, and does not name its server: the confirm is gone, and `last` is equal.
+
+    Another may have put the mark back, who had held it before: to take that in would forget that it was sent.
+    """
     ledger.records.me = "me#1"
     ledger.records.own({NAME}, gained={NAME}, lost=())
     ledger.read(ledger.records.unread)
-    ledger._driver.store.record = Record(10, {10: "me#1"})  # type: ignore[attr-defined]
+    ledger._driver.store.record = Record(10, {10: mark})  # type: ignore[attr-defined]
     ledger.read([NAME])
     assert "was confirmed" in ledger.records.suspicious
     assert ledger.records.memory(NAME) == Record(10)
     assert not ledger.records.busy
-    move = ledger.records.restoring(NAME, Record(10, {10: "me#1"}).text())
+    move = ledger.records.restoring(NAME, Record(10, {10: mark}).text())
     assert move is not None
     assert move.new == Record(10)
 
