@@ -7,7 +7,7 @@ to be sent. Whether that swap is won is the ledger's affair.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 
 from celery_distsched.clock import Clock, iso, microseconds
 from celery_distsched.entries import PlannedEntry
@@ -24,6 +24,8 @@ from celery_distsched.timetable import Timetable
 
 logger = logging.getLogger(__name__)
 
+#: Microseconds after which a run is late enough to be told: more than an ordinary change of nodes takes.
+_LATE_US = 2_000_000
 #: Seconds until an entry is looked at again that has more open than a record holds.
 _FULL_S = 0.2
 #: Seconds until an entry is looked at again that has no next instant in sight.
@@ -75,9 +77,23 @@ class Agenda:
             return
         # Of what has not been read yet nothing is said before it is.
         look_again = self._yielded if self._schedule_epoch == mine else self.share - self._records.unread
+        self._say_if_others(mine.epoch, live)
         self._schedule_epoch, self._epochs = mine, live
         self._away_before_us = mine.since_us - self._hand_over_us
         self.schedule(list(look_again))
+
+    def _say_if_others(self, mine: int, live: Collection[int]) -> None:
+        before = {epoch for epoch in self._epochs if epoch and epoch != self._schedule_epoch.epoch}
+        others = {epoch for epoch in live if epoch and epoch != mine}
+        if others and others != before:
+            logger.info(
+                "live nodes carry other schedules than this node's number %d: %s; of an entry that they have too the"
+                " version of the highest number runs",
+                mine,
+                ", ".join(f"number {epoch}" for epoch in sorted(others)),
+            )
+        elif before and not others:
+            logger.info("all live nodes carry this node's schedule, number %d", mine)
 
     def _version(self, planned: PlannedEntry, known: Version | None = None) -> Version:
         """Return the version of an entry that is mine: the very one that is known of it, where they are equal."""
@@ -132,11 +148,24 @@ class Agenda:
             return self._records.advance(name, self.may_take, claim=(now,), version=mine, enqueue=enqueue(name))
         found = self._due(planned, planned.rule, record.last, now)
         claim = found.send[:room]
+        if claim and now - claim[0] > _LATE_US + planned.jitter_s * 1e6:
+            self._say_late(name, claim, now)
         if claim and not record.last < claim[0] <= claim[-1] <= now:
             raise AssertionError(f"claiming {claim} after {record.last} at {now}")
         upto = found.upto if len(claim) == len(found.send) else claim[-1]
         return self._records.advance(
             name, self.may_take, claim=claim, upto=upto, skipped=found.skipped, version=mine, enqueue=enqueue(name)
+        )
+
+    def _say_late(self, name: str, claim: Sequence[int], now: int) -> None:
+        self.lines.say(
+            logging.INFO,
+            "entries of which late runs are claimed",
+            "entry %r: claiming %d run(s) late, the oldest of %s, %.3g s ago",
+            name,
+            len(claim),
+            iso(claim[0]),
+            (now - claim[0]) / 1e6,
         )
 
     def _due(self, planned: PlannedEntry, rule: Rule, last: int, now: int) -> Due:

@@ -1,7 +1,7 @@
 """The clocks of one host.
 
-Deadlines, leases and liveness are measured on `elapsed`; the wall clock is only ever
-compared with the wall clocks of others (see `node_pool`), never used to decide what is due.
+Deadlines, leases and liveness are measured on `elapsed`. What is due follows cluster time (see `cluster_time`): the
+store's where it tells the time, and else the lower median of the nodes' wall clocks.
 """
 
 from __future__ import annotations

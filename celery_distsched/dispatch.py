@@ -41,6 +41,8 @@ _SURVEYING_SLEEP_S = 0.02
 _LOOKING_S = 0.01
 #: Seconds between two looks at the ways that messages may go, while nothing is due.
 _LOOK_S = 1.0
+#: Nodes that are named in one line of the log.
+_NAMED = 10
 #: Seconds between two bursts at least: what falls due meanwhile goes together, for the price of the same round trips.
 _TOGETHER_S = 0.005
 
@@ -217,8 +219,16 @@ class Dispatch:
         self.records.own(self._agenda.share, gained, lost)
         self._agenda.schedule((self._agenda.share & self._changed) - gained)
         self._changed = set()
-        nodes = ", ".join(sorted(view.ring.nodes))
-        logger.info("%d of %d entries are mine; nodes: %s", len(self._agenda.share), len(self._agenda.entries), nodes)
+        nodes = sorted(view.places)
+        more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
+        logger.info(
+            "%d of %d entries are mine, %s; nodes that share them: %s%s",
+            len(self._agenda.share),
+            len(self._agenda.entries),
+            view.me,
+            ", ".join(nodes[:_NAMED]),
+            more,
+        )
 
     def hand_back(self) -> None:
         """Confirm what was sent and pass on what was not, to leave. Runs on the heartbeat's thread, the loop at rest.

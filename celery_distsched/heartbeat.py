@@ -15,6 +15,7 @@ from celery_distsched.clock import Clock, microseconds
 from celery_distsched.drivers.base import Driver
 from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
 from celery_distsched.node_pool import Info, NodePool, View, free_ordinal, live_epochs
+from celery_distsched.outage import Outage
 from celery_distsched.progress import Progress
 from celery_distsched.schedule_epoch import register
 
@@ -48,11 +49,9 @@ class Heartbeat:
         self._renewed_at = float("-inf")
         self._renewed_state: tuple[bool, str] = (False, "")
         self._rejoin_after_tick = -1
-        self._outage: str | None = None
-        self._outage_at = float("-inf")
-        #: When the last outage was over.
-        self._answered_at = float("-inf")
+        self._outage = Outage(driver.url.masked, clock)
         self._stalled = False
+        self._able = True
         #: Reported as dead; what cannot be removed is not reported again at each poll.
         self._buried: set[str] = set()
         self._asked_for_warnings = False
@@ -78,10 +77,6 @@ class Heartbeat:
         self._wake.set()
         return self._stopped.wait(timeout_s)
 
-    def join(self) -> None:
-        """Wait for the thread's end."""
-        self._thread.join(timeout=5)
-
     # The thread
 
     def _run(self) -> None:
@@ -103,7 +98,7 @@ class Heartbeat:
             self._lost()
             return 0.0
         except StoreUnavailable as exc:
-            self._unavailable(exc)
+            self._outage.met(exc)
         except ConfigError as exc:
             self.refusal = exc
         except Exception:
@@ -144,14 +139,15 @@ class Heartbeat:
             if membership not in self._buried:
                 self._buried.add(membership)
                 logger.warning(
-                    "node %s has been silent for %g s: it is dead, and its share moves on", membership, self.pool.ttl_s
+                    "node %s has been silent for %g s: it died, hangs, or does not reach the store or the broker; its"
+                    " share moves on",
+                    membership,
+                    self.pool.ttl_s,
                 )
                 self._say_if_heirless(membership, Info.parse(members[membership].info), view)
         # Where writing fails and reading does not (a full disk, a lock), an answer to a read says nothing.
-        if self._outage and self._renewed_at > self._outage_at:
-            logger.warning("the store answers again (%s)", self.driver.url.masked)
-            self._outage = None
-            self._answered_at = self._clock.elapsed()
+        if self._outage.lasts and self._renewed_at > self._outage.met_at:
+            self._outage.over()
         if me is not None and not self._asked_for_warnings:
             self._asked_for_warnings = True
             self._pass_on_warnings()
@@ -178,7 +174,7 @@ class Heartbeat:
         now = self._clock.elapsed()
         stalled = now - self._progress.at > self._stall_s
         # While the store is away the loop waits for it, for which enough has been said.
-        still_s = 0.0 if self._outage else now - max(self._progress.at, self._answered_at)
+        still_s = 0.0 if self._outage.lasts else now - max(self._progress.at, self._outage.over_at)
         if stalled and not self._stalled and still_s > 2 * self._stall_s:
             self._stalled = True
             logger.warning(
@@ -189,7 +185,14 @@ class Heartbeat:
         elif not stalled and self._stalled:
             self._stalled = False
             logger.warning("the scheduler loop moves again")
-        return not stalled and self._progress.able
+        able = self._progress.able
+        if self._able and not able:
+            logger.warning(
+                "without the broker this node does not renew its membership: one that reaches it takes over in %g s",
+                self.pool.ttl_s,
+            )
+        self._able = able
+        return not stalled and able
 
     def _renewal_due(self) -> bool:
         due = self._clock.elapsed() - self._renewed_at >= self._renew_s
@@ -208,7 +211,11 @@ class Heartbeat:
         self.pool.schedule = register(self.driver, self.digest, self.names, live, now_us)
         if self.pool.schedule is None:
             return False
-        logger.info("this node's schedule has epoch %d", self.pool.schedule.epoch)
+        logger.info(
+            "this node's schedule is number %d in namespace %r; the highest is the newest",
+            self.pool.schedule.epoch,
+            self.driver.namespace,
+        )
         return True
 
     def _agree_on_epoch(self, view: View) -> None:
@@ -247,7 +254,9 @@ class Heartbeat:
         if stranger is not None:
             raise ConfigError(
                 f"namespace {self.driver.namespace!r} in {self.driver.url.masked} is in use by {stranger.cluster},"
-                f" and this is {self._cluster}: give one of them another distsched_namespace"
+                f" and this is {self._cluster}. If these are two apps, give one of them another distsched_namespace. If"
+                " it is one app and one broker, spelt in two ways, spell it alike: under two namespaces both would send"
+                " every run. To move to another broker, stop the other beats first"
             )
 
     def _renewed(self, me: str, asked_at: float, store_us: int | None, state: tuple[bool, str]) -> None:
@@ -270,16 +279,6 @@ class Heartbeat:
     def _lost(self) -> None:
         self._rejoin_after_tick = self._progress.ticks
         self.pool.lost()
-
-    def _unavailable(self, exc: StoreUnavailable) -> None:
-        if self._outage is None:
-            logger.error(
-                "the store does not answer (%s): %s; nothing new is sent until it does, then this node catches up",
-                self.driver.url.masked,
-                exc,
-            )
-        self._outage = str(exc)
-        self._outage_at = self._clock.elapsed()
 
     def _leave(self) -> None:
         me = self.pool.view.me

@@ -31,7 +31,7 @@ class Info:
     host: str
     #: Number of the node among those of its host: with the host its place on the ring, stable over restarts.
     ordinal: int
-    #: Digest of the names of its entries: a ring is shared by nodes that know the same.
+    #: Digest of its schedule, names and fingerprints: a ring is shared by nodes with the same one.
     digest: str
     #: App and broker, to tell strangers in one namespace apart.
     cluster: str
@@ -88,18 +88,18 @@ class View:
     #: My membership; None while I am not a member.
     me: str | None = None
     ring: HashRing = field(default_factory=HashRing)
-    #: My place on the ring.
-    place: str | None = None
+    #: The members of my ring, each with its place on it.
+    places: Mapping[str, str] = field(default_factory=dict)
     #: Live members, whatever their schedule.
     alive: Mapping[str, Info] = field(default_factory=dict)
     #: Members that have been silent for a TTL.
     dead: frozenset[str] = frozenset()
+    #: Those of the dead that are no members in the store any more: their fences are void, what they hold can be taken.
+    buried: frozenset[str] = frozenset()
     #: Memberships that have gone from the store, and may yet be alive: it has not been a TTL.
     absent: frozenset[str] = frozenset()
-    #: Ids of the nodes of these that are no members under another name either.
+    #: Ids of the nodes of the absent that are no members under another membership either.
     missing: frozenset[str] = frozenset()
-    #: Those of them that are no members in the store any more: their fences are void, so what they hold can be taken.
-    buried: frozenset[str] = frozenset()
     #: On `Clock.elapsed`.
     trusted_until: float = float("-inf")
     #: When the members were last read, and since when that has gone on without a gap; on `Clock.elapsed`.
@@ -109,6 +109,11 @@ class View:
     offset_us: int | None = None
     #: My schedule's place among those of the cluster; None before it is known.
     schedule: ScheduleEpoch | None = None
+
+    @property
+    def place(self) -> str | None:
+        """My place on the ring."""
+        return self.places.get(self.me or "")
 
     @cached_property
     def node_ids(self) -> frozenset[str]:
@@ -230,12 +235,12 @@ class NodePool:
         if peers != self._peers:
             # At nearly every look it is as it was.
             self._peers, self._places = peers, ring_places(peers)
-        nodes = self._places
-        ring = self.view.ring if self.view.ring.nodes == set(nodes.values()) else HashRing(nodes.values())
+        places = self._places
+        ring = self.view.ring if self.view.ring.nodes == set(places.values()) else HashRing(places.values())
         self.view = View(
             me=self._me,
             ring=ring,
-            place=nodes.get(self._me or ""),
+            places=places,
             alive=alive,
             dead=dead,
             absent=self._absent,

@@ -47,7 +47,10 @@ class HashRing:
         object.__setattr__(self, "_owners", [owner for _, owner in placed])
 
     def owner(self, key: str) -> str | None:
-        """Return the node that this entry belongs to; None on an empty ring."""
+        """Return the node that this entry belongs to; None on an empty ring.
+
+        The plain form of `Places.share`, for one entry; the tests hold the two against each other.
+        """
         if not self._at:
             return None
         # The owner is the first point at or after the entry's, round the corner if there is none.

@@ -261,7 +261,9 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
     def _leave(self, node: Node | None) -> None:
         if node is not None:
             node.dispatch.closed = True
-            if not node.heartbeat.stop(node.dispatch.hand_back, _FAREWELL_S):
+            if node.heartbeat.stop(node.dispatch.hand_back, _FAREWELL_S):
+                logger.info("%s has left; its runs: %s", node.pool.node_id, node.dispatch.records.tally.summary())
+            else:
                 logger.warning(
                     "could not say goodbye to the store in %g s: the share of %s moves on in %g s",
                     _FAREWELL_S,
@@ -278,6 +280,9 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         # Several beats on one host would all answer `inspect ping` by the same name, and so as one.
         if getattr(sender, "hostname", "") is None:
             sender.hostname = f"celerybeat-{os.getpid()}@{gethostname()}"
+            if getattr(sender, "remote_control", False):
+                # Celery's banner, which is out by now, says another name.
+                logger.info("answering `celery inspect ping -d %s`", sender.hostname)
         # Celery's beat leaves a ping unanswered when its loop stands still, but only after a minute: ours goes round
         # four times a second, and waits for nothing longer than a TTL. Celery before 5.7 answers no ping.
         if self.app.conf.get("beat_remote_control_max_tick_age", 0) is None:

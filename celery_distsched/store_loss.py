@@ -143,7 +143,7 @@ class StoreLoss:
         young = stored is not None and stored.new and self._clock.elapsed() < self._ledger.anchor_from
         if known and young and self._others_know_another(view):
             self._records.suspicious = "it looked new, and a node that has joined remembers another"
-        signs = self._records.suspicious or "its mark is not the one that was there, or of another server"
+        signs = self._records.suspicious or ("its mark is gone" if stored is None else "its mark is not the one it had")
         # An older mark than mine: the store went back to it, which shows nothing to those who know no other. They are
         # told by a new one.
         older = self._known is not None and stored is not None and stored.since_us < self._known.since_us
@@ -167,20 +167,14 @@ class StoreLoss:
             self._take_on(stored, signs)
 
     def _take_on(self, generation: Generation, signs: str) -> None:
-        remembers = self._known is not None
-        self._known = generation
+        before, self._known = self._known, generation
+        remembers = before is not None
         # Whoever is behind in time must not wait for the hour of the mark to come: nothing is younger than now.
         age_s = max(0.0, (self._now_us() - generation.since_us) / 1e6)
         now, ttl_s = self._clock.elapsed(), self._pool.ttl_s
         hold_s, wait_s = (0.0, ttl_s / 2) if generation.new and not remembers else (ttl_s, 2 * ttl_s)
-        if remembers:
-            logger.error(
-                "the store has lost data, or another server has taken its place (%s; %s): putting back what this node"
-                " remembers; nothing is claimed until all nodes have, for %g s at most",
-                self._driver.url.masked,
-                signs,
-                ttl_s,
-            )
+        if before is not None:
+            self._say(signs, started_anew=generation.server != before.server)
             self._to_put_back = {*self._entries(), *self._records.known()}
             age_s = 0.0
             if self._records.unheard:
@@ -192,6 +186,20 @@ class StoreLoss:
         self._held_until, self._held_from = now + hold_s - age_s, now + hold_s / 2 - age_s
         self._holding = now < self._held_until
         self._ledger.anchor_from = now + wait_s - age_s
+
+    def _say(self, signs: str, *, started_anew: bool) -> None:
+        level, what = logging.ERROR, f"the store has lost data ({self._driver.url.masked}; {signs})"
+        if started_anew:
+            # As after each planned restart, which may have cost nothing.
+            level = logging.WARNING
+            what = f"the store was started anew, or another server is in its place ({self._driver.url.masked})"
+        logger.log(
+            level,
+            "%s: putting back what it lacks and this node remembers; nothing is claimed until all nodes have, at most"
+            " for %g s",
+            what,
+            self._pool.ttl_s,
+        )
 
     def _others_know_another(self, view: View) -> bool:
         mine = "" if self._known is None else self._known.name

@@ -25,6 +25,11 @@ class Tally:
         #: Runs whose loss has been counted, while anything may be repeated.
         self._dropped: set[tuple[str, int]] = set()
 
+    def summary(self) -> str:
+        """What has become of this node's runs, for the log."""
+        others = (f"{self.counts[what]:,} {what}" for what in ("sent again", "taken over", "skipped", "possibly lost"))
+        return ", ".join((f"{self.counts['accepted']:,} sent", *others))
+
     def won(self, name: str, move: Move, me: str) -> None:
         """Report what a won move took over and passed over."""
         for instant, mark in move.taken.items():
@@ -37,14 +42,15 @@ class Tally:
             elif node_of(mark) != node_of(me):
                 self.counts["taken over"] += 1
                 self.lines.say(
-                    logging.WARNING, "runs taken over from dead nodes; sending them again",
-                    "entry %r, instant %s: taken over from %s; sending it again", name, iso(instant), mark,
+                    logging.WARNING, "runs taken over from dead nodes, to be sent again",
+                    "entry %r, instant %s: taken over from %s, to be sent again", name, iso(instant), mark,
                 )  # fmt: skip
         if move.skipped:
             self.counts["skipped"] += move.skipped
             self.lines.say(
                 logging.WARNING, "entries of which missed runs were skipped, as their catch-up policies say",
-                "entry %r: %d missed runs skipped, as its catch-up policy says", name, move.skipped,
+                "entry %r: skipped %d missed run(s), as its catch-up policy says; it goes on from %s",
+                name, move.skipped, iso(move.new.last),
             )  # fmt: skip
 
     def taken_away(self, name: str, instant: int, by: str) -> None:

@@ -55,7 +55,7 @@ PROMISES = {
     "no broker": Promise("… or from the broker", "TTL + 1 s, etcd 1.5", SECONDS),
     "clocks": Promise("Clocks", "none lost or twice", RUNS),
     "versions": Promise("Mixed versions", "none lost or twice", RUNS),
-    "state": Promise("State survives", "none moved or again", RUNS),
-    "nothing local": Promise("Nothing local", "no file", RUNS),
+    "state": Promise("State survives", "none moved or repeated", RUNS),
+    "nothing local": Promise("Nothing local", "no file of ours", RUNS),
     "bad entry": Promise("One bad entry", "none held up or unsaid", RUNS),
 }

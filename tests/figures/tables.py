@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tests.figures.figures import Measured, together
 from tests.figures.promises import COLUMNS, PROMISES, STORES, Promise
 
-BEGIN, END = "<!-- Written by `make figures`. -->\n", "<!-- So far. -->\n"
+BEGIN, END = "<!-- Written by `make figures`. -->\n", "<!-- The end of what `make figures` has written. -->\n"
 
 
 def sections(figures: Sequence[Measured]) -> str:

@@ -34,7 +34,7 @@ CASES: dict[str, tuple[Callable[[], Record], int, str]] = {
     "dead": (
         lambda: Record(last := now_us(), {last: "gone#1"}),
         logging.WARNING,
-        "runs taken over from dead nodes; sending them again",
+        "runs taken over from dead nodes, to be sent again",
     ),
     "left": (
         lambda: Record(last := now_us(), {last: HANDED_BACK}),
