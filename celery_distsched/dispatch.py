@@ -143,6 +143,10 @@ class Dispatch:
             except (StoreUnavailable, LeaseLost) as exc:
                 # The heartbeat meets the same store; it reports the outage, once, and its end.
                 logger.debug("this tick ends early: %s", exc)
+                if not self.closed:
+                    # What is on its way to the broker has nothing to do with the store. When this node is back, it may
+                    # be somebody else's.
+                    self._outbox.land()
             self.records.tally.lines.sum_up()
             self._agenda.lines.sum_up()
             self._progress.ticks += 1

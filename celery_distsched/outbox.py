@@ -22,6 +22,8 @@ _FIRST_DELAY_S = 0.25
 _LONGEST_DELAY_S = 60.0
 #: Entries whose messages are sent together: well below a tenth of a second, which is what a crash may leave in doubt.
 _LARGEST_SLICE = 500
+#: Seconds that what was sent may wait for its confirm, while more is being sent.
+_UNCONFIRMED_S = 0.1
 #: Slices that are on their way at a time.
 _ON_THEIR_WAY = 2
 
@@ -202,7 +204,7 @@ class Outbox:
         return () if any(holding.attempts.get(instant) for instant in instants) else instants
 
     def _flush_in_time(self, flush: Callable[[], None]) -> bool:
-        late = self.unconfirmed_since is not None and self._clock.elapsed() - self.unconfirmed_since > 0.1
+        late = self.unconfirmed_since is not None and self._clock.elapsed() - self.unconfirmed_since > _UNCONFIRMED_S
         if late:
             flush()
         return late
@@ -226,8 +228,8 @@ class Outbox:
             self._entry_backoff.pop(name, None)
             return
         holding.phases[instant] = Phase.CLAIMED
-        if outcome is Outcome.REJECTED:
-            if self._fast_way is not None:
+        if outcome in (Outcome.REJECTED, Outcome.POSTPONED):
+            if self._fast_way is not None and outcome is Outcome.REJECTED:
                 # Among others, what closes a channel would cost these theirs.
                 self._fast_way.rest(name, "the broker would not take its last message")
             self._entry_backoff.setdefault(name, Backoff(_LONGEST_DELAY_S)).failed(now)

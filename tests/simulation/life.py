@@ -50,7 +50,7 @@ def live(
     """
     plan = plan or Plan.of(seed)
     cluster = Cluster(plan, seed, node_class=node_class, skips=skips)
-    with _watched(cluster.world):
+    with _watched(cluster.world, seed):
         if plan.kind == BUSY:
             cluster.run(6)
             _storm(cluster, storm_s, faults, pause_s=3.0)
@@ -100,7 +100,7 @@ class _Errors(logging.Handler):
 
 
 @contextmanager
-def _watched(world: World) -> Iterator[None]:
+def _watched(world: World, seed: int) -> Iterator[None]:
     logger, errors = logging.getLogger("celery_distsched"), _Errors(world)
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.ERROR)
@@ -115,7 +115,8 @@ def _watched(world: World) -> Iterator[None]:
             patch.object(Record, "parse", parse),
             # A few entries are to make more than one slice.
             patch.object(burst, "_LARGE_SLICE", 3),
-            patch.object(outbox, "_LARGEST_SLICE", 2),
+            patch.object(outbox, "_LARGEST_SLICE", 1 + seed % 2),
+            patch.object(outbox, "_UNCONFIRMED_S", 0.001),
         ):
             yield
     finally:
