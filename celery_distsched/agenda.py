@@ -262,6 +262,10 @@ class Agenda:
                 "entry %r: its next run cannot be worked out: %r; trying again in an hour", name, exc, exc_info=exc
             )
 
+    def forget_reports(self, names: Set[str]) -> None:
+        """What comes back under one of these names is reported anew."""
+        self._reported -= names
+
     def _report_future(self, name: str, last: int) -> None:
         if name not in self._reported:
             self._reported.add(name)

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 _TAKES_NOTHING = re.compile(r"(^|caused error: )(MISCONF|NOREPLICAS) ")
 
 
+_EXITS = (SystemExit, KeyboardInterrupt)
 #: Seconds that closing the connection may take.
 _FAREWELL_S = 0.3
 
@@ -35,6 +36,7 @@ class Outcome(Enum):
     REFUSED = "refused"  #: the broker could not be reached: nothing can have left
     UNKNOWN = "unknown"  #: it was written, and no answer came
     REJECTED = "rejected"  #: the broker is well but will not take this message, or not now
+    POSTPONED = "postponed"  #: the broker is well, and something else that the sending needs was out of reach
     FAILED = "failed"  #: no message could be made of the entry, and trying again would not help
 
     @property
@@ -48,8 +50,19 @@ _MEANING = {
     Outcome.REFUSED: "the broker cannot be reached, and this run is sent when it can",
     Outcome.UNKNOWN: "the broker did not answer",
     Outcome.REJECTED: "the broker will not take this message; it is tried again, and other entries run meanwhile",
+    Outcome.POSTPONED: "its sending needs what cannot be reached; it is tried again, and other entries run meanwhile",
     Outcome.FAILED: "no message could be made of it",
 }
+#: Of whatever library: it may work a moment later.
+_PASSING = frozenset({"ConnectionError", "TimeoutError", "OperationalError", "gaierror"})
+
+
+class Step(Enum):
+    """How far one attempt has come: what fails before or after the broker is asked is no fault of the broker's."""
+
+    BEFORE = "before"  #: in what the user, or Celery, does first: arguments, receivers, the result backend
+    WRITING = "writing"  #: with the broker
+    LEFT = "left"  #: the broker has the message; what comes now is said of it
 
 
 class BrokerAway(Exception):
@@ -66,11 +79,14 @@ class Broker:
         self._secrets: Secrets | None = None
         self._connection: Any = None
         self._producer: Any = None
+        self._step = Step.WRITING
 
     def says(self, error: BaseException) -> str:
         """Return what an error says, without the broker's passwords: a server may repeat what it was sent."""
         if self._secrets is None:
-            self._secrets = Secrets(StoreUrl("broker"), {}, *_passwords(self._app))
+            conf = self._app.conf
+            options = {"transport": conf.broker_transport_options or {}, "tls": conf.broker_use_ssl}
+            self._secrets = Secrets(StoreUrl("broker"), options, *_passwords(self._app))
         return self._secrets.masked(str(error))
 
     def connect(self) -> None:
@@ -98,7 +114,14 @@ class Broker:
         # py-amqp would wait for ever for a dead peer. Transports that know no timeouts ignore them.
         bounds = {"timeout": self.timeout_s, "confirm_timeout": self.timeout_s}
         publish = self._producer.publish
-        self._producer.publish = lambda *args, **kwargs: publish(*args, **{**bounds, **kwargs})
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self._step = Step.WRITING
+            result = publish(*args, **{**bounds, **kwargs})
+            self._step = Step.LEFT
+            return result
+
+        self._producer.publish = noted
 
     @property
     def current(self) -> Any:
@@ -180,11 +203,27 @@ class Broker:
             if type(exc).__module__ == "redis.exceptions"
         )
 
+    def begin(self) -> None:
+        """An ``apply_async`` is about to be called, whose error `outcome_of_attempt` is to be asked about."""
+        self._step = Step.BEFORE
+
+    def outcome_of_attempt(self, error: BaseException) -> Outcome:
+        """Say what an error out of ``apply_async``, called after `begin`, means for the message."""
+        step, chain = self._step, list(_chain(error))
+        if not _any(chain, _EXITS):
+            if step is Step.LEFT:
+                return Outcome.FAILED
+            if step is Step.BEFORE and self.answers():
+                passing = any(kind.__name__ in _PASSING for exc in chain for kind in type(exc).__mro__)
+                # An eager task has run, whatever it raised.
+                return Outcome.POSTPONED if passing and not self._app.conf.task_always_eager else Outcome.FAILED
+        return self.outcome_of(error)
+
     def outcome_of(self, error: BaseException) -> Outcome:
-        """Say what an error out of ``apply_async`` means for the message."""
+        """Say what an error out of the broker's client means for the message."""
         chain = list(_chain(error))
         # A signal's exit that was overtaken by another error on its way up.
-        if _any(chain, (SystemExit, KeyboardInterrupt)):
+        if _any(chain, _EXITS):
             return Outcome.UNKNOWN
         # Only connecting fails with these, so nothing was written.
         if _any(chain, (ConnectionRefusedError, socket.gaierror)):

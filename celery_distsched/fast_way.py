@@ -62,6 +62,8 @@ class FastWay:
     def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None:
         """Say anew of these which way they go, and look only at what has changed."""
         self._entries = entries
+        if self._publisher is not None:
+            self._publisher.keep(entries)
         if self._survey is None:
             self._said = None
         else:

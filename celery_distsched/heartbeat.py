@@ -46,12 +46,17 @@ class Heartbeat:
         self._stall_s = min(pool.ttl_s / 10, 0.5)
         self._joins = 0
         self._ordinal: int | None = None
+        #: Who was dead when this node joined, and whether it has waited to see that.
+        self._dead_before: frozenset[str] = frozenset()
+        self._waiting = False
         self._renewed_at = float("-inf")
         self._renewed_state: tuple[bool, str] = (False, "")
         self._rejoin_after_tick = -1
         self._outage = Outage(driver.url.masked, clock)
         self._stalled = False
         self._able = True
+        #: What it last failed with that nobody has thought of.
+        self._failed = ""
         #: Reported as dead; what cannot be removed is not reported again at each poll.
         self._buried: set[str] = set()
         self._asked_for_warnings = False
@@ -101,8 +106,11 @@ class Heartbeat:
             self._outage.met(exc)
         except ConfigError as exc:
             self.refusal = exc
-        except Exception:
-            logger.exception("the heartbeat failed; trying again in %.2g s", self.pool.poll_s)
+        except Exception as exc:
+            # At each poll it is likely the same.
+            level = logging.DEBUG if repr(exc) == self._failed else logging.ERROR
+            self._failed = repr(exc)
+            logger.log(level, "the heartbeat failed; trying again each %.2g s", self.pool.poll_s, exc_info=True)
         return min(self.pool.poll_s, max(0.0, self.pool.next_death() - self._clock.elapsed()))
 
     def _beat(self) -> None:
@@ -123,8 +131,12 @@ class Heartbeat:
         members = self.driver.members()
         view = self.pool.observe(members, self.digest)
         if me is not None:
-            # Two that joined at the same moment have not seen each other before: the later by name gives way.
-            self._refuse_strangers({other: info for other, info in view.alive.items() if other < me})
+            # Two that joined at the same moment have not seen each other before: the later by name gives way. (All
+            # are given time when this node joins, also the dead that nobody has removed yet.)
+            earlier = {other: info for other, info in view.alive.items() if other < me}
+            for other in self._dead_before - self.pool.beating:
+                earlier.pop(other, None)
+            self._refuse_strangers(earlier)
             if not self._registered() and view.offset_us is not None and self._register(view):
                 view = self.pool.observe(members, self.digest)
                 self.wake()
@@ -230,9 +242,17 @@ class Heartbeat:
             if newest > mine.epoch:
                 self.pool.schedule = replace(mine, epoch=newest)
 
-    def _join(self) -> str:
-        alive = self.pool.observe(self.driver.members(), self.digest).alive
-        self._refuse_strangers(alive)
+    def _join(self) -> str | None:
+        view = self.pool.observe(self.driver.members(), self.digest)
+        alive, beating = view.alive, self.pool.beating
+        self._refuse_strangers({other: info for other, info in alive.items() if other in beating})
+        if strangers := [other for other, info in alive.items() if info.cluster != self._cluster]:
+            # It may have died, with nobody left to remove it: the next looks show whether it renews.
+            if not self._waiting:
+                self._waiting = True
+                logger.info("waiting to see whether %s, of another app or broker, is alive", strangers[0])
+            return None
+        self._dead_before = view.dead
         if self._ordinal is None:
             self._ordinal = free_ordinal(alive, self._host, self.pool.node_id)
         if self._joins:
@@ -273,6 +293,7 @@ class Heartbeat:
             generation=generation,
             wall_us=microseconds(self._clock.wall()),
             cluster_us=self.pool.now_us() or 0,
+            ttl_us=microseconds(self.pool.ttl_s),
             epoch=self.pool.schedule.epoch if self.pool.schedule is not None and self._registered() else 0,
         )
 

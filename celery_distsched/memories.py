@@ -14,11 +14,15 @@ class Memories:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._swept_at = clock.elapsed()
         self._records: dict[str, tuple[Record, float]] = {}
 
     def keep(self, name: str, record: Record) -> None:
         """Remember this for some time."""
-        self._records[name] = (record, self._clock.elapsed())
+        now = self._clock.elapsed()
+        self._records[name] = (record, now)
+        if now - self._swept_at >= _REMEMBER_S:
+            self._sweep()
 
     def recall(self, name: str) -> Record | None:
         """Return what is remembered of an entry."""
@@ -29,5 +33,9 @@ class Memories:
 
     def names(self) -> set[str]:
         """Return the names of all entries of which anything is remembered."""
-        self._records = {name: memory for name, memory in self._records.items() if self.recall(name) is not None}
+        self._sweep()
         return set(self._records)
+
+    def _sweep(self) -> None:
+        self._swept_at = self._clock.elapsed()
+        self._records = {name: memory for name, memory in self._records.items() if self.recall(name) is not None}

@@ -19,6 +19,7 @@ from celery_distsched.drivers.base import Member
 from celery_distsched.record import MAX_CHARACTERS, NO_DATE_US, node_of
 from celery_distsched.ring import HashRing
 from celery_distsched.schedule_epoch import ScheduleEpoch
+from celery_distsched.settings import LONGEST_TTL_S
 
 #: Seconds for which a dead membership is remembered after it has gone from the store.
 _REMEMBER_S = 600.0
@@ -40,6 +41,8 @@ class Info:
     #: The node's wall clock at the renewal, and the cluster time that it goes by (0: none yet), microseconds.
     wall_us: int
     cluster_us: int = 0
+    #: Its own `distsched_node_ttl`, for so long it trusts in a renewal; that of another may be another in a deploy.
+    ttl_us: int = 0
     #: The newest schedule wins where two versions of an entry are alive; 0: not known yet.
     epoch: int = 0
     #: The generation of the ledger for which this node has put back what it remembers.
@@ -64,6 +67,8 @@ class Info:
             type(getattr(info, name)).__name__ == field.type for name, field in cls.__dataclass_fields__.items()
         )
         if not right or any(abs(number) >= NO_DATE_US for number in (info.wall_us, info.cluster_us, info.epoch)):
+            return None
+        if not 0 <= info.ttl_us <= LONGEST_TTL_S * 1e6:
             return None
         return info
 
@@ -214,7 +219,9 @@ class NodePool:
                 self._pulses[membership] = Pulse(member, info, seen_at, beats=beats)
         if len(self._pulses) > len(members):
             self._forget_the_gone(members, now)
-        dead = frozenset(m for m, pulse in self._pulses.items() if now - pulse.seen_at >= self.ttl_s and m != self._me)
+        dead = frozenset(
+            m for m, pulse in self._pulses.items() if now - pulse.seen_at >= self._patience_s(pulse) and m != self._me
+        )
         alive = {m: info for m in members if m not in dead and (info := self._pulses[m].info) is not None}
         self._digest = digest
         self._absent = frozenset(self._pulses.keys() - members.keys() - dead)
@@ -263,18 +270,32 @@ class NodePool:
             if pulse.gone_since == float("inf"):
                 # Evicted, it may have renewed since it was last seen. Who was silent for long was buried by another
                 # node, and that only with the very pulse that was silent.
-                evicted = now - pulse.seen_at < 0.8 * self.ttl_s
+                evicted = now - pulse.seen_at < 0.8 * self._patience_s(pulse)
                 pulse = pulse._replace(gone_since=now, seen_at=now if evicted else pulse.seen_at)
                 self._pulses[membership] = pulse
             # The time that is given after each gap must not keep it for ever, nor an outage make it forgotten at once.
-            if now - pulse.gone_since > _REMEMBER_S and now - pulse.seen_at >= self.ttl_s:
+            if now - pulse.gone_since > _REMEMBER_S and now - pulse.seen_at >= self._patience_s(pulse):
                 del self._pulses[membership]
                 self._time.forget(membership)
+
+    def _patience_s(self, pulse: Pulse) -> float:
+        """For how long a silent member may be alive: it goes by its own TTL, or it was gone for mine."""
+        return self.ttl_s if pulse.info is None else max(self.ttl_s, pulse.info.ttl_us / 1e6)
+
+    @property
+    def longest_ttl_s(self) -> float:
+        """The longest TTL that any node goes by of which this one knows."""
+        return max(map(self._patience_s, self._pulses.values()), default=self.ttl_s)
+
+    @property
+    def beating(self) -> set[str]:
+        """Memberships that have been seen to renew, and not only to be there."""
+        return {membership for membership, pulse in self._pulses.items() if pulse.beats}
 
     def next_death(self) -> float:
         """When, on `Clock.elapsed`, the next member would be dead if it stayed silent."""
         now = self._clock.elapsed()
-        deaths = (pulse.seen_at + self.ttl_s for m, pulse in self._pulses.items() if m != self._me)
+        deaths = (pulse.seen_at + self._patience_s(pulse) for m, pulse in self._pulses.items() if m != self._me)
         return min((at for at in deaths if at > now), default=float("inf"))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from celery_distsched.broker import BrokerAway, Outcome
@@ -118,6 +118,11 @@ class Publisher:
         """Return the task id of an entry's occurrence."""
         return self._task_ids.of(name)(instant)
 
+    def keep(self, names: Collection[str]) -> None:
+        """Forget all other entries."""
+        for name in self._ways.keys() - set(names):
+            del self._ways[name]
+
     # Which way
 
     def _way(self, planned: PlannedEntry) -> Way | str:
@@ -139,6 +144,7 @@ class Publisher:
         return self._ways[planned.name][1]
 
     def _made_way(self, planned: PlannedEntry, *, once_more: bool = True) -> Way:
+        self._scheduler.broker.begin()
         try:
             return self._kinds.way_of(planned)
         except Exception as exc:
@@ -146,7 +152,7 @@ class Publisher:
             if broker.takes_nothing(exc):
                 # Declaring a queue is refused too, which says nothing of the entry.
                 raise BrokerAway(broker.says(exc)) from exc
-            if broker.outcome_of(exc) not in (Outcome.REFUSED, Outcome.UNKNOWN):
+            if broker.outcome_of_attempt(exc) not in (Outcome.REFUSED, Outcome.UNKNOWN, Outcome.POSTPONED):
                 raise
             if not broker.answers():
                 raise BrokerAway(broker.says(exc)) from exc

@@ -183,10 +183,11 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
 
     def apply_async(self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         self._outcome = None
+        self.broker.begin()
         try:
             result = super().apply_async(entry, producer=producer, advance=False, **kwargs)
         except SchedulingError as exc:
-            self._outcome = self.broker.outcome_of(exc)
+            self._outcome = self.broker.outcome_of_attempt(exc)
             if self._outcome is Outcome.FAILED:
                 # Celery's `apply_entry` logs it, with the traceback.
                 raise

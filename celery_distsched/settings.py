@@ -19,6 +19,8 @@ _REDIS_BROKERS = ("redis", "rediss", "redis+socket", "sentinel")
 #: Beside a broker that lives on one host the store can be a file there.
 _LOCAL_BROKERS = ("filesystem", "memory", "sqla+sqlite", "sqlalchemy+sqlite")
 _LOCAL_STORE = "sqlite:///celerybeat-distsched.sqlite3"
+#: For so long nobody takes over from a node that has died.
+LONGEST_TTL_S = 3600.0
 DELIVERIES = ("at_least_once", "at_most_once")
 CATCH_UPS = ("latest", "all", "none")
 
@@ -154,6 +156,10 @@ def _checked(name: str, value: Any) -> Any:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("a text was expected")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it has a character that cannot be written down as UTF-8") from None
     return value
 
 
@@ -162,6 +168,14 @@ def seconds(value: Any) -> float:
     number = _number(value)
     if number <= 0:
         raise ValueError("a number of seconds above 0 was expected")
+    return number
+
+
+def ttl(value: Any) -> float:
+    """A duration above zero, and no longer than an hour."""
+    number = seconds(value)
+    if number > LONGEST_TTL_S:
+        raise ValueError(f"{LONGEST_TTL_S:g} seconds at most were expected")
     return number
 
 
@@ -218,6 +232,12 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value
 
 
+def _options(value: Any) -> Mapping[str, Any]:
+    if not_texts := [name for name in _mapping(value) if not isinstance(name, str)]:
+        raise TypeError(f"names of options are texts, and {not_texts[0]!r} is none")
+    return dict(value)
+
+
 def _entries(value: Any) -> Mapping[str, Mapping[str, Any]]:
     for name, keys in _mapping(value).items():
         if not isinstance(keys, Mapping):
@@ -228,14 +248,14 @@ def _entries(value: Any) -> Mapping[str, Mapping[str, Any]]:
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "url": lambda value: StoreUrl.parse(_text(value)),
     "namespace": _text,
-    "node_ttl": seconds,
+    "node_ttl": ttl,
     "delivery": one_of(*DELIVERIES),
     "catch_up": one_of(*CATCH_UPS),
     "catch_up_window": seconds,
     "catch_up_limit": _count,
     "entries": _entries,
     "fast_publish": truth,
-    "driver_options": _mapping,
+    "driver_options": _options,
 }
 
 

@@ -264,14 +264,27 @@ def test_it_is_active_at_once_when_its_records_are_loaded(node: Node) -> None:
 
 def test_a_stranger_in_the_namespace_is_refused() -> None:
     node = Node()
-    node.store.join("other#1", other("app 'their' on redis://there/0"))
-    node.loop()
-    node.heart.step()
+    theirs = other("app 'their' on redis://there/0")
+    node.store.join("other#1", theirs)
+    for _ in range(3):
+        node.beat(TTL_S / 5)
+        node.store.renew("other#1", theirs)
     refusal = node.heart.refusal
     assert isinstance(refusal, ConfigError)
     for word in ("app 'their' on redis://there/0", "ours", "distsched_namespace", node.store.namespace):
         assert word in str(refusal)
     assert set(node.store.members()) == {"other#1"}
+
+
+def test_a_stranger_that_has_died_is_buried_and_nobody_is_refused() -> None:
+    """Its last beat was killed, and the app has another broker since: nobody was left to remove it."""
+    node = Node()
+    node.store.join("other#1", other("app 'their' on redis://there/0"))
+    node.beat(TTL_S - 0.5)
+    assert (node.heart.refusal, node.pool.view.me) == (None, None)
+    node.beat(2 * TTL_S)
+    assert (node.heart.refusal, node.pool.view.me) == (None, "me#1")
+    assert set(node.store.members()) == {"me#1"}
 
 
 def test_what_the_store_warns_of_is_logged_once_after_the_first_join(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -71,6 +72,21 @@ def test_a_member_is_dead_when_its_pulse_has_not_changed_for_a_ttl(pool: NodePoo
     # Any change is a sign of life: what a pulse is, is the store's affair.
     assert pool.observe({"other#1": member(0)}, "same").dead == set()
     assert set(pool.view.alive) == {"other#1"}
+
+
+def test_a_member_whose_ttl_is_longer_is_not_dead_before_that(pool: NodePool, clock: VirtualClock) -> None:
+    """A deploy changes the TTL: by the shorter one it would be called dead between two renewals, again and again."""
+    said = replace(info(), ttl_us=microseconds(6 * TTL_S))
+    view = watch(pool, clock, 5.9 * TTL_S, lambda: {"slow#1": member(1, said)})
+    assert (set(view.alive), pool.longest_ttl_s) == ({"slow#1"}, 6 * TTL_S)
+    assert pool.next_death() == pytest.approx(clock.now + 0.1 * TTL_S)
+    view = watch(pool, clock, 0.2 * TTL_S, lambda: {"slow#1": member(1, said)})
+    assert view.dead == {"slow#1"}
+
+
+def test_nobody_is_alive_for_ever_by_what_it_says_its_ttl_is() -> None:
+    assert Info.parse(replace(info(), ttl_us=10**15).text()) is None
+    assert Info.parse(replace(info(), ttl_us=-1).text()) is None
 
 
 def test_a_heartbeat_is_next_to_die_one_ttl_after_its_last_change(pool: NodePool, clock: VirtualClock) -> None:

@@ -114,9 +114,9 @@ class ConsulDriver(Driver):
         try:
             shown = json.loads(row.value or "")
             membership, info = shown["membership"], shown["info"]
-            if self._node(membership) == place and isinstance(info, str):
+            if isinstance(membership, str) and isinstance(info, str) and self._node(membership) == place:
                 return membership, Member(str(row.modified), info)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         self._strangers.name(place, "is not a membership")
         return None

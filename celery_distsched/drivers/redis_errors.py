@@ -39,7 +39,7 @@ def translated(url: StoreUrl, prefix: str, secrets: Secrets) -> Iterator[None]:
     """
     try:
         yield
-    except (redis.RedisError, OSError) as exc:
+    except (redis.RedisError, OSError, UnicodeError) as exc:
         said = secrets.masked(f"{type(exc).__name__}: {exc}".rstrip("."))
         raise StoreUnavailable(f"{url.masked}: {said}{_mend(exc, url, prefix)}") from secrets.harmless(exc)
 

@@ -52,6 +52,8 @@ class SQLiteDriver(Driver):
                 f"distsched_url {self.url.masked!r} names no file: write sqlite:///name.sqlite3 for one in the "
                 "working directory, or sqlite:////path/to/name.sqlite3"
             )
+        if "\0" in self.url.path:
+            raise ConfigError(f"distsched_url {self.url.masked!r} has a NUL in its path, which no file's name has")
         self._path = Path(self.url.path[1:])
         # One connection a process: SQLite has a single writer anyhow, so a second would only queue in the kernel
         # where this lock queues in order.
@@ -204,10 +206,7 @@ class SQLiteDriver(Driver):
             self._pid, self._connection, self._lock = os.getpid(), None, threading.Lock()
 
     def _open(self) -> sqlite3.Connection:
-        # SQLite gives its log files the mode of the database, so the mode is set before it opens it.
-        self._path.touch(mode=0o600)
-        if self._path.stat().st_mode & 0o077:
-            self._path.chmod(0o600)
+        self._close_to_others()
         db = sqlite3.connect(self._path, timeout=self.timeout_s, isolation_level=None, check_same_thread=False)
         # What is no text was written by somebody else: it must lose a swap, not break the reading of all others.
         db.text_factory = lambda stored: stored.decode(errors="backslashreplace")
@@ -222,6 +221,18 @@ class SQLiteDriver(Driver):
             db.close()
             raise
         return db
+
+    def _close_to_others(self) -> None:
+        """Make the file, or take it from those that it is nobody's business of: SQLite gives its logs the same mode."""
+        with suppress(FileExistsError):
+            self._path.touch(mode=0o600, exist_ok=False)
+        if not self._path.is_file():
+            raise ConfigError(f"distsched_url {self.url.masked!r} names {self._path}, which is no file: name one")
+        mode = self._path.stat().st_mode & 0o777
+        # Somebody may have given it to a group; and what is no database is no file of ours.
+        if mode & 0o007 and _may_be_database(self._path):
+            logger.warning("%s was open to every user of this host, with mode %o: it is no more", self._path, mode)
+            self._path.chmod(mode & 0o770)
 
     def _switch_to_wal(self, db: sqlite3.Connection) -> None:
         """Wait for others that switch the same new file, since SQLite does not: it waits for all else by itself."""
@@ -243,6 +254,8 @@ _MENDS = {
     "ermission denied": "This beat's user must be allowed to write the file and its directory",
     "not permitted": "The file must belong to this beat's user",
     "No such file": "Make the directory",
+    "Not a directory": "What stands before its name must be directories",
+    "not a database": "Name another file, one that is not there yet, or that is an SQLite database",
     "is full": "Make room on its disk",
     "disk I/O error": "Has its disk room, and can it be written to? The system's log may say more",
     "locked": "Another program keeps its lock: a copy, a check, a vacuum",
@@ -257,6 +270,12 @@ def _rewind(db: sqlite3.Connection) -> None:
 
 def _mend(exc: Exception) -> str:
     return next((f". {mend}" for said, mend in _MENDS.items() if said in str(exc)), "")
+
+
+def _may_be_database(path: Path) -> bool:
+    with path.open("rb") as file:
+        # See https://www.sqlite.org/fileformat.html, 1.3.
+        return file.read(16) in (b"", b"SQLite format 3\0")
 
 
 def _identity(path: Path) -> str:

@@ -129,7 +129,7 @@ def _place(host: str, port: int | None) -> str:
 def _host_and_port(place: str, text: str, whole: bool) -> tuple[str, int | None]:
     host, colon, port = place.rpartition(":")
     if not colon or place.endswith("]"):
-        return place.strip("[]"), None
+        return _host(place, text), None
     if not port.isdigit() or not 0 < int(port) < 65536:
         # With a '/', '?' or '#' in a password, or without the host, what looks like the port is of the password.
         shown = repr(port) if port.isdigit() or ("@" in text and whole) else "what stands there"
@@ -137,7 +137,19 @@ def _host_and_port(place: str, text: str, whole: bool) -> tuple[str, int | None]
             f"distsched_url {_masked_text(text)!r}: {shown} is not a port; a number from 1 to 65535 was expected"
             " (a '/', '@' or ':' inside a password must be percent-encoded, and behind it stands @host)"
         )
-    return host.strip("[]"), int(port)
+    return _host(host, text), int(port)
+
+
+def _host(shown: str, text: str) -> str:
+    host = shown.strip("[]")
+    if ":" in host and not shown.startswith("["):
+        raise ConfigError(
+            f"distsched_url {_masked_text(text)!r}: an IPv6 address stands in brackets, as in redis://[::1]:6379/0"
+        )
+    # Looking up any other fails with an error that says nothing of the URL.
+    if any(not 0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
+        raise ConfigError(f"distsched_url {_masked_text(text)!r}: what stands there for a host cannot be a host's name")
+    return host
 
 
 def _masked_text(text: str) -> str:

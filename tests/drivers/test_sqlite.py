@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from celery_distsched.drivers import Driver, StoreUrl, Swap, open_driver
-from celery_distsched.errors import StoreUnavailable
+from celery_distsched.errors import ConfigError, StoreUnavailable
 from celery_distsched.testing.checks import at_once, ended_well, forked, io_of_this_thread
 
 Open = Callable[[Path], Driver]
@@ -38,19 +38,34 @@ def opened() -> Iterator[Open]:
 
 
 def test_nobody_else_may_read_the_file_or_its_logs(opened: Open, tmp_path: Path) -> None:
+    """But for those to whom somebody has given it."""
     loose = os.umask(0)
     try:
-        for name, mode in (("new", None), ("loose", 0o666)):
+        for name, before, mode in (("new", None, 0o600), ("loose", 0o666, 0o660), ("of a group", 0o660, 0o660)):
             path = tmp_path / name
-            if mode is not None:
+            if before is not None:
                 path.touch()
-                path.chmod(mode)
+                path.chmod(before)
             opened(path).join("me", "info")
             files = sorted(tmp_path.glob(f"{name}*"))
             assert [file.name for file in files] == [name, f"{name}-shm", f"{name}-wal"]
-            assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+            assert {file.stat().st_mode & 0o777 for file in files} == {mode}
     finally:
         os.umask(loose)
+
+
+def test_what_is_no_database_stays_as_it_is(opened: Open, tmp_path: Path) -> None:
+    directory, text = tmp_path / "shared", tmp_path / "notes.txt"
+    directory.mkdir()
+    text.write_text("This is somebody's, and more than sixteen bytes.")
+    for path in (directory, text):
+        path.chmod(0o777)
+    with pytest.raises(ConfigError, match="is no file"):
+        opened(directory).join("me", "info")
+    with pytest.raises(StoreUnavailable, match="Name another file"):
+        opened(text).join("me", "info")
+    assert {path.stat().st_mode & 0o777 for path in (directory, text)} == {0o777}
+    assert text.read_text().startswith("This is somebody's")
 
 
 @pytest.mark.parametrize("renewals", [30, 3000], ids=["a short log", "a log of its usual size"])

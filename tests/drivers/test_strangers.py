@@ -101,11 +101,13 @@ def _consul(server: ConsulServer) -> Store:
             "bytes": BYTES,
             "list": b"[]",
             "thief": json.dumps({"membership": "me", "info": ""}).encode(),
+            "nameless": json.dumps({"membership": 5, "info": "x"}).encode(),
+            "deep": b"[" * 100_000,
         }
         for name, value in values.items():
             put(f"{place}{name}", value)
         put(f"{place}number", json.dumps({"membership": "number", "info": 5}).encode())
-        return [f"'{place}'", *(f"{place}{name}" for name in ("bytes", "list", "thief", "number"))]
+        return [f"'{place}'", *(f"{place}{name}" for name in ("bytes", "list", "thief", "nameless", "deep", "number"))]
 
     return Store(server.url(), members, lambda namespace: put(f"{namespace}/distsched/ledger/alien", BYTES))
 

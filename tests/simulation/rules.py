@@ -145,7 +145,7 @@ def _() -> Any:
 def _() -> Any:
     join = Heartbeat._join
 
-    def same(self: Heartbeat) -> str:
+    def same(self: Heartbeat) -> str | None:
         self._joins = 0
         return join(self)
 
