@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from copy import copy
+from datetime import datetime
+from typing import Any
+
+from celery.beat import ScheduleEntry
 
 from celery_distsched.clock import Clock, iso, microseconds
 from celery_distsched.entries import PlannedEntry
@@ -15,6 +20,7 @@ from celery_distsched.holding import Move, Phase
 from celery_distsched.instants import Due, Rule, ask, due, jitter
 from celery_distsched.many_lines import ManyLines
 from celery_distsched.node_pool import NodePool
+from celery_distsched.other_schedules import OtherSchedules
 from celery_distsched.progress import Progress
 from celery_distsched.record import MAX_OPEN, Record, Version, may_claim, version_of
 from celery_distsched.records import Records
@@ -35,7 +41,16 @@ _LOOK_AGAIN_S = 3600.0
 class Agenda:
     """The entries of this node's share, and what is to be done of them when."""
 
-    def __init__(self, records: Records, pool: NodePool, settings: Settings, progress: Progress, clock: Clock) -> None:
+    def __init__(
+        self,
+        records: Records,
+        pool: NodePool,
+        settings: Settings,
+        progress: Progress,
+        clock: Clock,
+        is_due: Callable[[ScheduleEntry], Any] = ScheduleEntry.is_due,
+    ) -> None:
+        """Keep what is needed; `is_due` is asked of entries without a rule."""
         self.entries: Mapping[str, PlannedEntry] = {}
         #: Names of the entries that are mine.
         self.share: set[str] = set()
@@ -47,10 +62,12 @@ class Agenda:
         self._settings = settings
         self._progress = progress
         self._clock = clock
+        self._is_due = is_due
         self._hand_over_us = microseconds(settings.hand_over_s)
         self._schedule_epoch = ScheduleEpoch(0, "")
         self._away_before_us = -self._hand_over_us
         self._epochs: Collection[int] = ()
+        self._others = OtherSchedules(clock)
         #: Entries of my share of which a live node has a newer version.
         self._yielded: set[str] = set()
         self._reported: set[str] = set()
@@ -73,27 +90,14 @@ class Agenda:
 
     def follow_epochs(self, mine: ScheduleEpoch, live: Collection[int]) -> None:
         """Take in which schedules are alive: of an entry the newest version runs."""
+        self._others.look(mine.epoch, live)
         if (self._schedule_epoch, self._epochs) == (mine, live):
             return
         # Of what has not been read yet nothing is said before it is.
         look_again = self._yielded if self._schedule_epoch == mine else self.share - self._records.unread
-        self._say_if_others(mine.epoch, live)
         self._schedule_epoch, self._epochs = mine, live
         self._away_before_us = mine.since_us - self._hand_over_us
         self.schedule(list(look_again))
-
-    def _say_if_others(self, mine: int, live: Collection[int]) -> None:
-        before = {epoch for epoch in self._epochs if epoch and epoch != self._schedule_epoch.epoch}
-        others = {epoch for epoch in live if epoch and epoch != mine}
-        if others and others != before:
-            logger.info(
-                "live nodes carry other schedules than this node's number %d: %s; of an entry that they have too the"
-                " version of the highest number runs",
-                mine,
-                ", ".join(f"number {epoch}" for epoch in sorted(others)),
-            )
-        elif before and not others:
-            logger.info("all live nodes carry this node's schedule, number %d", mine)
 
     def _version(self, planned: PlannedEntry, known: Version | None = None) -> Version:
         """Return the version of an entry that is mine: the very one that is known of it, where they are equal."""
@@ -141,7 +145,8 @@ class Agenda:
             self.timetable.set(name, now + microseconds(_FULL_S))
             return None
         if planned.rule is None:
-            is_due, again_s = ask(planned.entry.schedule, record.last, now)
+            entry = planned.entry
+            is_due, again_s = ask(entry.schedule, record.last, now, lambda last: self._is_due(_as_of(entry, last)))
             self.timetable.set(name, now + microseconds(max(again_s, 0.01)))
             if not is_due or now <= record.last:
                 return None
@@ -281,7 +286,14 @@ class Agenda:
     def first_record(self, name: str) -> Record:
         planned = self.entries[name]
         # In whole milliseconds: intervals that are first seen together run together, and are worked out together.
-        return Record(self.now_us() // 1000 * 1000, paused=not planned.enabled, version=self._version(planned))
+        last_us = self.now_us() // 1000 * 1000 if planned.last_us is None else planned.last_us
+        return Record(last_us, paused=not planned.enabled, version=self._version(planned))
+
+
+def _as_of(entry: ScheduleEntry, last_run_at: datetime) -> ScheduleEntry:
+    shown = copy(entry)
+    shown.last_run_at = last_run_at
+    return shown
 
 
 def _no_jitter(instant: int) -> int:

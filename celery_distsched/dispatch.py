@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
+
+from celery.beat import ScheduleEntry
 
 from celery_distsched import collector, farewell
 from celery_distsched.agenda import Agenda
@@ -60,6 +63,7 @@ class Dispatch:
         *,
         send: Callable[[PlannedEntry, int, int], Outcome],
         probe: Callable[[], bool],
+        is_due: Callable[[ScheduleEntry], Any] = ScheduleEntry.is_due,
         fast_way: FastWay | None = None,
         interrupts: Interrupts | None = None,
     ) -> None:
@@ -67,7 +71,7 @@ class Dispatch:
         #: Whether a tick has begun that has not come to its end: what it left half done nobody is to go on with.
         self.ticking = False
         self.records = Records(pool, progress, clock, settings)
-        self._agenda = Agenda(self.records, pool, settings, progress, clock)
+        self._agenda = Agenda(self.records, pool, settings, progress, clock, is_due)
         self._ledger = Ledger(
             driver,
             self.records,

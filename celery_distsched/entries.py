@@ -7,11 +7,13 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+import celery.app.task
+import celery.beat
 from celery import Celery
 from celery.beat import BeatLazyFunc, ScheduleEntry
 from celery.schedules import crontab
@@ -19,6 +21,7 @@ from kombu.serialization import dumps
 
 from celery_distsched.errors import ConfigError
 from celery_distsched.fingerprint import fingerprint
+from celery_distsched.hooks import own
 from celery_distsched.instants import CatchUp, Rule, cron, rule_for
 from celery_distsched.schedule_epoch import RESERVED
 from celery_distsched.settings import CATCH_UPS, Settings, not_negative, one_of, seconds, truth
@@ -29,6 +32,10 @@ logger = logging.getLogger(__name__)
 _CHECKS = {"catch_up": one_of(*CATCH_UPS), "catch_up_window": seconds, "enabled": truth, "jitter": not_negative}
 _OURS = frozenset(_CHECKS)
 _CELERY_KEYS = ("task", "schedule", "args", "kwargs", "options", "relative")
+#: Where it is kept among our keys, if the user gave one. It is no part of what tells versions of an entry apart: it may
+#: be "now", and then differs in each process.
+_LAST_RUN_AT = "last_run_at"
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _ACCEPTED = frozenset((*_CELERY_KEYS, "app", "last_run_at", "total_run_count"))
 #: What nearly every entry has of our keys.
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -50,6 +57,8 @@ class PlannedEntry:
     enabled: bool = True
     #: Tells versions of the entry apart.
     fingerprint: str = "0"
+    #: When it last ran, if the user says so: from there its first record counts.
+    last_us: int | None = None
 
 
 def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -79,18 +88,20 @@ def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) 
     if name.startswith(RESERVED):
         raise ConfigError("its name begins with a NUL, which is for the scheduler's own records: give it another")
     if not name or ("0x" in name and _ADDRESS.search(name)):
-        raise ConfigError(
-            "the name is different in each process, so no two beats would agree on it: give the entry one of its own,"
-            " as in app.add_periodic_task(10.0, task.s(…), name='refresh')"
-        )
+        raise _differs()
     if not celery_keys.get("task"):
         raise ConfigError("it has no 'task': name the task to send")
+    if name.startswith(f"{celery_keys['task']}(") and _holds_set([celery_keys.get("args"), celery_keys.get("kwargs")]):
+        # As `repr` shows it, in the order that each process has for itself.
+        raise _differs()
     if celery_keys.get("schedule") is None:
         raise ConfigError("it has no 'schedule': give it seconds, a timedelta, crontab(…) or cron(…)")
     if isinstance(celery_keys["schedule"], str):
         raise ConfigError(
             f"its schedule is the text {celery_keys['schedule']!r}: write crontab(…), or cron(…) around it"
         )
+    if (last_run_at := celery_keys.get("last_run_at")) is not None:
+        ours = {**ours, _LAST_RUN_AT: _instant(last_run_at)}
     try:
         if type(celery_keys["schedule"]) in (int, float):
             celery_keys["schedule"] = _interval(celery_keys["schedule"])
@@ -101,6 +112,31 @@ def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) 
     except Exception as exc:
         raise ConfigError(f"{type(exc).__name__}: {exc}") from exc
     return entry, ours or _NONE
+
+
+def _differs() -> ConfigError:
+    return ConfigError(
+        "the name is different in each process, so no two beats would agree on it: give the entry one of its own,"
+        " as in app.add_periodic_task(10.0, task.s(…), name='refresh')"
+    )
+
+
+def _holds_set(value: Any) -> bool:
+    if isinstance(value, (set, frozenset)):
+        return len(value) > 1
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return False
+    return any(map(_holds_set, value))
+
+
+def _instant(last_run_at: Any) -> int:
+    if not isinstance(last_run_at, datetime):
+        raise ConfigError(f"'last_run_at' is {last_run_at!r}: a datetime was expected")
+    # As Celery takes it.
+    aware = last_run_at if last_run_at.tzinfo else last_run_at.replace(tzinfo=timezone.utc)
+    return (aware - _EPOCH) // timedelta(microseconds=1)
 
 
 def _check_name(name: Any) -> None:
@@ -127,8 +163,10 @@ def _move_ours(given: dict[str, Any], ours: dict[str, Any]) -> None:
 class Planner:
     """Works out how entries are to be run."""
 
-    def __init__(self, app: Celery, settings: Settings) -> None:
+    def __init__(self, app: Celery, settings: Settings, *, decides: bool = False) -> None:
+        """Keep what is needed; `decides`: the scheduler's class has an `is_due` of its own."""
         self._settings = settings
+        self._decides = decides
         self._cron_deadline_s: float | None = app.conf.beat_cron_starting_deadline
 
     def plan(self, entry: ScheduleEntry, given: Mapping[str, Any], known: PlannedEntry | None = None) -> PlannedEntry:
@@ -143,6 +181,7 @@ class Planner:
             ConfigError: The entry cannot be run.
         """
         ours = _checked(given) if given else _NONE
+        last_us = given.get(_LAST_RUN_AT)
         schedule = entry.schedule
         if not hasattr(schedule, "is_due"):
             raise ConfigError(
@@ -155,7 +194,9 @@ class Planner:
             settings.catch_up_limit,
             self._cron_deadline_s if isinstance(schedule, (crontab, cron)) else None,
         )
-        rule, version = rule_for(schedule), fingerprint(entry, ours)
+        # Who decides for itself when an entry is due is asked.
+        decides = self._decides or not own(type(entry), "is_due", celery.beat) or "is_due" in vars(entry)
+        rule, version = None if decides else rule_for(schedule), fingerprint(entry, ours)
         # What our keys say is in the fingerprint too.
         if (
             known is not None
@@ -166,14 +207,15 @@ class Planner:
             and known.catch_up is catch_up
         ):
             return known
-        return PlannedEntry(
-            str(entry.name), entry, rule, catch_up, ours.get("jitter", 0.0), ours.get("enabled", True), version
-        )
+        jitter_s, enabled = ours.get("jitter", 0.0), ours.get("enabled", True)
+        return PlannedEntry(str(entry.name), entry, rule, catch_up, jitter_s, enabled, version, last_us)
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     ours: dict[str, Any] = {}
     for key, value in given.items():
+        if key == _LAST_RUN_AT:
+            continue
         try:
             ours[key] = _CHECKS[key](value)
         except (TypeError, ValueError) as exc:
@@ -191,6 +233,15 @@ def _unknown(key: object, known: tuple[str, ...], where: str = "") -> ConfigErro
     return ConfigError(f"unknown key {key!r}{where}; {hint}Known are {', '.join(known)}")
 
 
+def _is_converted(task: Any, entry: ScheduleEntry, app: Celery) -> bool:
+    """Whether it shows only in sending what an entry's arguments are written as."""
+    if app.conf.task_always_eager or (app.conf.task_routes and "serializer" not in entry.options):
+        return True
+    # Celery 5.7 dumps pydantic's models.
+    models = getattr(task, "_dump_pydantic_arguments", None) is not None
+    return task is not None and (models or not own(task, "apply_async", celery.app.task))
+
+
 def _check_serializable(entry: ScheduleEntry, app: Celery) -> None:
     if not entry.args and not entry.kwargs:
         return
@@ -199,6 +250,8 @@ def _check_serializable(entry: ScheduleEntry, app: Celery) -> None:
     if not args and not kwargs:
         return
     task = app.tasks.get(entry.task)
+    if _is_converted(task, entry, app):
+        return
     serializer = entry.options.get("serializer") or getattr(task, "serializer", None) or app.conf.task_serializer
     try:
         dumps([args, kwargs], serializer=serializer)  # type: ignore[no-untyped-call]

@@ -14,7 +14,8 @@ from dataclasses import replace
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.drivers.base import Driver
 from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
-from celery_distsched.node_pool import Info, NodePool, View, free_ordinal, live_epochs
+from celery_distsched.info import Info, live_epochs
+from celery_distsched.node_pool import NodePool, View, free_ordinal
 from celery_distsched.outage import Outage
 from celery_distsched.progress import Progress
 from celery_distsched.schedule_epoch import register

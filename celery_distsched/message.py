@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import Parameter, signature
 from json.encoder import encode_basestring_ascii
+from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from celery.beat import ScheduleEntry
@@ -49,12 +51,9 @@ def message_entry(entry: ScheduleEntry, instant_us: int, attempt: int, *, namesp
     occurrence = copy.copy(entry)
     # Celery writes its header into the dict that it finds, which entries of one configuration may share.
     headers = dict((entry.options or {}).get("headers") or {})
-    headers.update(
-        celery_beat_task=True,
-        periodic_task_name=entry.name,
-        scheduled_at=iso(instant_us),
-        distsched_node=node,
-    )
+    # The user's own of one of these names are the user's.
+    headers = {"periodic_task_name": entry.name, "scheduled_at": iso(instant_us), **headers}
+    headers.update(celery_beat_task=True, distsched_node=node)
     if attempt > 1:
         headers["distsched_attempt"] = attempt
     occurrence.options = {
@@ -65,3 +64,13 @@ def message_entry(entry: ScheduleEntry, instant_us: int, attempt: int, *, namesp
         "retry": False,
     }
     return occurrence
+
+
+def without_unknown(
+    options: dict[str, Any], given: Mapping[str, Any], apply_async: Callable[..., Any]
+) -> dict[str, Any]:
+    """Return the options that an ``apply_async`` of the user's takes, and all that the user has given."""
+    parameters = signature(apply_async).parameters
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return options
+    return {name: value for name, value in options.items() if name in given or name in parameters}

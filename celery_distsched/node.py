@@ -46,6 +46,7 @@ class Node:
             settings,
             send=scheduler._send,
             probe=scheduler._probe,
+            is_due=scheduler.is_due,
             fast_way=FastWay(scheduler, self.pool.node_id),
         )
         cluster = f"app {scheduler.app.main!r} on {broker_identity(scheduler.app)}"

@@ -7,7 +7,6 @@ node that is cut off, frozen or slow stops by itself before anybody calls it dea
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,61 +15,13 @@ from typing import NamedTuple
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.cluster_time import ClusterTime
 from celery_distsched.drivers.base import Member
-from celery_distsched.record import MAX_CHARACTERS, NO_DATE_US, node_of
+from celery_distsched.info import Info
+from celery_distsched.record import node_of
 from celery_distsched.ring import HashRing
 from celery_distsched.schedule_epoch import ScheduleEpoch
-from celery_distsched.settings import LONGEST_TTL_S
 
 #: Seconds for which a dead membership is remembered after it has gone from the store.
 _REMEMBER_S = 600.0
-
-
-@dataclass(frozen=True)
-class Info:
-    """What a node says of itself in each heartbeat."""
-
-    host: str
-    #: Number of the node among those of its host: with the host its place on the ring, stable over restarts.
-    ordinal: int
-    #: Digest of its schedule, names and fingerprints: a ring is shared by nodes with the same one.
-    digest: str
-    #: App and broker, to tell strangers in one namespace apart.
-    cluster: str
-    #: False while it loads the records of its coming share, and once it is about to leave.
-    active: bool
-    #: The node's wall clock at the renewal, and the cluster time that it goes by (0: none yet), microseconds.
-    wall_us: int
-    cluster_us: int = 0
-    #: Its own `distsched_node_ttl`, for so long it trusts in a renewal; that of another may be another in a deploy.
-    ttl_us: int = 0
-    #: The newest schedule wins where two versions of an entry are alive; 0: not known yet.
-    epoch: int = 0
-    #: The generation of the ledger for which this node has put back what it remembers.
-    generation: str = ""
-
-    def text(self) -> str:
-        """Return the info as it is stored."""
-        return json.dumps(self.__dict__, separators=(",", ":"))
-
-    @classmethod
-    def parse(cls, text: str) -> Info | None:
-        """Read what a node wrote; None if it is not of this form."""
-        if len(text) > MAX_CHARACTERS:
-            return None
-        try:
-            stored = json.loads(text)
-            info = cls(**{name: stored[name] for name in cls.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError, RecursionError):
-            return None
-        # `from __future__ import annotations` makes the annotations the names of the types.
-        right = all(
-            type(getattr(info, name)).__name__ == field.type for name, field in cls.__dataclass_fields__.items()
-        )
-        if not right or any(abs(number) >= NO_DATE_US for number in (info.wall_us, info.cluster_us, info.epoch)):
-            return None
-        if not 0 <= info.ttl_us <= LONGEST_TTL_S * 1e6:
-            return None
-        return info
 
 
 class Pulse(NamedTuple):
@@ -318,12 +269,3 @@ def free_ordinal(alive: Mapping[str, Info], host: str, node_id: str) -> int:
     """Return the smallest number that no live node of this host uses."""
     used = {info.ordinal for membership, info in alive.items() if info.host == host and node_of(membership) != node_id}
     return next(number for number in range(len(used) + 1) if number not in used)
-
-
-def live_epochs(infos: Iterable[Info]) -> dict[str, int]:
-    """Return the newest epoch that live nodes give each schedule, by its digest; those without one have none yet."""
-    epochs: dict[str, int] = {}
-    for info in infos:
-        if info.epoch > epochs.get(info.digest, 0):
-            epochs[info.digest] = info.epoch
-    return epochs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 import os
@@ -9,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import celery.app.task
+import celery.beat
 from celery import Celery, signals
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.beat import logger as celery_logger
-from celery.utils.nodenames import gethostname
 
 from celery_distsched import collector
 from celery_distsched.broker import Broker, Outcome
@@ -20,7 +22,8 @@ from celery_distsched.clock import as_datetime
 from celery_distsched.drivers import open_driver
 from celery_distsched.entries import PlannedEntry, Planner, make_entry
 from celery_distsched.errors import ConfigError
-from celery_distsched.message import message_entry
+from celery_distsched.hooks import own
+from celery_distsched.message import message_entry, without_unknown
 from celery_distsched.node import Node
 from celery_distsched.schedule import NoticedSchedule
 from celery_distsched.settings import Settings
@@ -105,6 +108,10 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
 
     def _maybe_entry(self, name: str, entry: Any) -> Any:
         if isinstance(entry, self.Entry):
+            if entry.name != name:
+                # Celery's own beat makes a new one of it, with this name.
+                entry = copy.copy(entry)
+                entry.name = name
             entry.app = self.app
             return entry
         made, ours = make_entry(name, entry, self.app, self.settings, self.Entry)
@@ -129,7 +136,8 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
 
     def _plan(self, along: Callable[[Iterable[str]], Iterable[str]] = iter) -> dict[str, PlannedEntry]:
         """Work out how each entry is to be run; `along` is told how far this has come."""
-        planner, before, planned = Planner(self.app, self.settings), self._planned, dict[str, PlannedEntry]()
+        decides = not own(type(self), "is_due", celery.beat)
+        planner, before, planned = Planner(self.app, self.settings, decides=decides), self._planned, {}
         for name in self._our_keys.keys() - self.schedule.keys():
             del self._our_keys[name]
         schedule = dict(self.schedule)
@@ -203,6 +211,9 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             logger.error("entry %r: %s: %s", planned.name, Outcome.REFUSED.meaning, self.broker.says(exc))  # noqa: TRY400
             return Outcome.REFUSED
         entry = message_entry(planned.entry, instant, attempt, namespace=self.settings.namespace, node=self.node_id)
+        task = self.app.tasks.get(planned.entry.task)
+        if task is not None and not own(task, "apply_async", celery.app.task):
+            entry.options = without_unknown(entry.options, planned.entry.options or {}, task.apply_async)
         self._outcome, self._sending = None, True
         try:
             self.apply_entry(entry, producer=producer)
@@ -278,12 +289,6 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
     def _on_beat_init(self, sender: Any, **kwargs: Any) -> None:
         if sender.__dict__.get("scheduler") is not self:
             return
-        # Several beats on one host would all answer `inspect ping` by the same name, and so as one.
-        if getattr(sender, "hostname", "") is None:
-            sender.hostname = f"celerybeat-{os.getpid()}@{gethostname()}"
-            if getattr(sender, "remote_control", False):
-                # Celery's banner, which is out by now, says another name.
-                logger.info("answering `celery inspect ping -d %s`", sender.hostname)
         # Celery's beat leaves a ping unanswered when its loop stands still, but only after a minute: ours goes round
         # four times a second, and waits for nothing longer than a TTL. Celery before 5.7 answers no ping.
         if self.app.conf.get("beat_remote_control_max_tick_age", 0) is None:

@@ -9,7 +9,8 @@ import pytest
 
 from celery_distsched.clock import Clock
 from celery_distsched.drivers import Member
-from celery_distsched.node_pool import Info, NodePool
+from celery_distsched.info import Info
+from celery_distsched.node_pool import NodePool
 
 TTL_S = 5.0
 HOUR_S = 3600.0

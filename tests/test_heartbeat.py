@@ -11,7 +11,8 @@ from celery_distsched.drivers import StoreUrl
 from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
 from celery_distsched.heartbeat import Heartbeat
-from celery_distsched.node_pool import Info, NodePool
+from celery_distsched.info import Info
+from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
 
 TTL_S = 5.0

@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from celery_distsched.broker import Outcome
 from celery_distsched.errors import LeaseLost
-from celery_distsched.node_pool import Info, View
+from celery_distsched.info import Info
+from celery_distsched.node_pool import View
 from tests.holding_nodes import ACCEPTED, TTL_S, Died, Fate, Node, StandingClock, Store
 
 

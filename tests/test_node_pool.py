@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.deaths import Deaths
 from celery_distsched.drivers import Member
-from celery_distsched.node_pool import Info, NodePool, View, free_ordinal, ring_places
+from celery_distsched.info import Info
+from celery_distsched.node_pool import NodePool, View, free_ordinal, ring_places
 
 TTL_S = 5.0
 #: Trust ends so many seconds before the store could call the node dead.

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from celery_distsched.node_pool import Info
+from celery_distsched.info import Info
 from celery_distsched.record import MAX_OPEN, Record, Version
 
 MOST = 16_384

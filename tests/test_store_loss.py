@@ -11,8 +11,9 @@ from celery_distsched.drivers import Answer, StoreUrl, Swap
 from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.holding import Move
+from celery_distsched.info import Info
 from celery_distsched.ledger import Ledger
-from celery_distsched.node_pool import Info, NodePool, View
+from celery_distsched.node_pool import NodePool, View
 from celery_distsched.progress import Progress
 from celery_distsched.record import Record
 from celery_distsched.records import Records

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
+from inspect import getattr_static
 from typing import Any, NamedTuple
 
 from celery.schedules import BaseSchedule, crontab, schedule, solar
@@ -19,6 +20,7 @@ from celery_distsched.instants.zone import Zone
 
 # What decides when a schedule is due: a class that changes one of these knows better than our arithmetic.
 _TIMING = frozenset({"is_due", "remaining_estimate", "remaining_delta", "_delta_to_next", "_next_event", "now"})
+_FIELDS = ("run_every", "relative", "minute", "hour", "day_of_week", "day_of_month", "month_of_year")
 # When to ask again after an answer that says nothing, and the bounds of any answer, in seconds.
 _PAUSE_S = 5.0
 _SHORTEST_PAUSE_S = 0.05
@@ -54,15 +56,18 @@ def rule_for(entry_schedule: BaseSchedule) -> Rule | None:
     return None if rule_of is None else rule_of(entry_schedule)
 
 
-def ask(entry_schedule: BaseSchedule, last_us: int, now_us: int) -> Asked:
+def ask(
+    entry_schedule: BaseSchedule, last_us: int, now_us: int, is_due: Callable[[datetime], Any] | None = None
+) -> Asked:
     """Ask an opaque schedule whether it is due; what it raises is passed on.
 
     Args:
         entry_schedule: The schedule.
         last_us: When it last ran.
         now_us: The time, by the same clock as `last_us`.
+        is_due: Asked instead, with the time of the last run.
     """
-    answer = entry_schedule.is_due(_shown(entry_schedule, now_us - last_us))
+    answer = (is_due or entry_schedule.is_due)(_shown(entry_schedule, now_us - last_us))
     try:
         due, pause = answer
     except (TypeError, ValueError):
@@ -99,7 +104,8 @@ def _known(cls: Any) -> tuple[Callable[[Any], Rule | None] | None, tuple[tuple[s
     A class that has methods of its own in their place is found out by them.
     """
     for kind, rule_of in _KINDS:
-        if issubclass(cls, kind):
+        # A class may look up at each question what Celery's keeps in its objects.
+        if issubclass(cls, kind) and not any(isinstance(getattr_static(cls, name, None), property) for name in _FIELDS):
             return rule_of, tuple((name, getattr(kind, name)) for name in sorted(_TIMING) if hasattr(kind, name))
     return None, ()
 

@@ -29,7 +29,7 @@ def test_a_stuck_loop_costs_its_share_a_ttl_and_a_second(
     store_url: Callable[[str], str], queue: Queue, tmp_path: Path, figure: Figure
 ) -> None:
     with Cluster(store_url("redis+zset"), queue, entries=60, ttl_s=TTL_S, hangs=True) as cluster:
-        words = ("beat", "-l", "INFO", *(("--enable-remote-control",) if ANSWERS_PING else ()))
+        words = ("beat", "-l", "INFO", *(("--enable-remote-control", "-n", "{name}@%h") if ANSWERS_PING else ()))
         stuck, healthy = cluster.start(2, words)
         began = time.time()
         cluster.wait_until_sending(stuck)
@@ -37,8 +37,8 @@ def test_a_stuck_loop_costs_its_share_a_ttl_and_a_second(
             time.sleep(2 * TTL_S + 1)
             if ANSWERS_PING:
                 answers = pinged(healthy.environment(), tmp_path)
-                assert [node for node in answers if str(healthy.beat_pid) in node], f"{answers}{cluster.story()}"
-                assert not [node for node in answers if str(stuck.beat_pid) in node], f"{answers}{cluster.story()}"
+                assert [node for node in answers if healthy.name in node], f"{answers}{cluster.story()}"
+                assert not [node for node in answers if stuck.name in node], f"{answers}{cluster.story()}"
         cluster.wait_until_each_sends([stuck, healthy], within_s=5)
         ended = time.time()
         cluster.settle(began, ended, within_s=5)

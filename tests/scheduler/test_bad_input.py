@@ -19,7 +19,7 @@ from celery.schedules import schedule
 
 from celery_distsched.drivers import Swap
 from celery_distsched.errors import ConfigError
-from celery_distsched.node_pool import Info
+from celery_distsched.info import Info
 from celery_distsched.record import Record
 from tests.scheduler.cluster import HOUR_US, HOURLY, Beat, Cluster, now_us, until
 from tests.servers import RedisServer, free_port

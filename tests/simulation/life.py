@@ -12,7 +12,7 @@ from unittest.mock import patch
 import celery_distsched.burst as burst
 import celery_distsched.node_pool as node_pool
 import celery_distsched.outbox as outbox
-from celery_distsched.node_pool import Info
+from celery_distsched.info import Info
 from celery_distsched.record import Record
 from celery_distsched.ring import HashRing
 from tests.simulation.cluster import Cluster

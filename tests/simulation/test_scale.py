@@ -8,7 +8,8 @@ import pytest
 
 from celery_distsched.clock import Clock
 from celery_distsched.drivers import Member
-from celery_distsched.node_pool import Info, NodePool
+from celery_distsched.info import Info
+from celery_distsched.node_pool import NodePool
 from celery_distsched.ring import Places
 from tests.simulation.life import live
 from tests.simulation.plan import BUSY, EntryPlan, Plan
