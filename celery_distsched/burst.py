@@ -88,7 +88,7 @@ class Burst:
         with collector.paused():
             try:
                 while outbox.open and self._may_go_on() and self._clock.elapsed() < until:
-                    same_redis, most = self._way()
+                    same_redis, most = self._lane_and_slice()
                     if self._fast_way is not None and (why := self._fast_way.out_of_reach):
                         logger.error("nothing new is claimed for now, since %s", why)
                         outbox.close(self._clock.elapsed())
@@ -141,7 +141,7 @@ class Burst:
         scheduled, unread = self._agenda.timetable, self._ledger.records.unread
         self._agenda.schedule([name for name in names if name not in scheduled and name not in unread])
 
-    def _way(self) -> tuple[SameRedis | None, int]:
+    def _lane_and_slice(self) -> tuple[SameRedis | None, int]:
         """Return what claims and pushes in one step, if anything does, and how many entries to claim in one go."""
         if self._fast_way is None:
             return None, self._slice

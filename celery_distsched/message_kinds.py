@@ -50,10 +50,10 @@ class Kind:
     #: Those of body, argsrepr and kwargsrepr that come of the arguments; the template has the others.
     from_arguments: tuple[str, ...]
     #: What they are where there are no arguments, and of what they were made; None until somebody asks.
-    without_arguments: Way | None = None
+    without_arguments: Recipe | None = None
 
 
-class Way(NamedTuple):
+class Recipe(NamedTuple):
     """How an entry's messages are made."""
 
     kind: Kind
@@ -82,7 +82,7 @@ class MessageKinds:
         self._kinds: dict[Any, Kind | str] = {}
         self._tasks: dict[str, tuple[Any, ...]] = {}
 
-    def way_of(self, planned: PlannedEntry) -> Way:
+    def recipe_of(self, planned: PlannedEntry) -> Recipe:
         """Find out how an entry's messages are made.
 
         Raises:
@@ -92,7 +92,7 @@ class MessageKinds:
         """
         # A kind of its own has the arguments in it.
         self._kinds.pop(planned.name, None)
-        return self._way_by(self._kind_of(planned), planned.entry)
+        return self._recipe_by(self._kind_of(planned), planned.entry)
 
     def seen(self, name: str) -> Any:
         """Return what is another object once somebody has changed how a task is sent."""
@@ -107,17 +107,19 @@ class MessageKinds:
             before = self._tasks[name] = now
         return before
 
-    def _way_by(self, kind: Kind, entry: ScheduleEntry) -> Way:
+    def _recipe_by(self, kind: Kind, entry: ScheduleEntry) -> Recipe:
         made_of = text_of(entry)
         # Of those without arguments there may be many.
         shared = kind.without_arguments
         if shared is not None and shared.made_of == made_of:
             return shared
         values = self._from_arguments(kind, entry)
-        way = Way(kind, {name: self._messages.encoded(name, values[name]) for name in kind.from_arguments}, made_of)
+        recipe = Recipe(
+            kind, {name: self._messages.encoded(name, values[name]) for name in kind.from_arguments}, made_of
+        )
         if not entry.args and not entry.kwargs:
-            kind.without_arguments = way
-        return way
+            kind.without_arguments = recipe
+        return recipe
 
     def _kind_of(self, planned: PlannedEntry) -> Kind:
         entry = planned.entry

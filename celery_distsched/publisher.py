@@ -19,7 +19,7 @@ from celery_distsched.broker import BrokerAway, Outcome
 from celery_distsched.clock import iso
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.message import TaskIds
-from celery_distsched.message_kinds import MessageKinds, Way, text_of
+from celery_distsched.message_kinds import MessageKinds, Recipe, text_of
 from celery_distsched.template import Messages, OrdinaryWay
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Publisher:
         self._messages = messages
         self._kinds = MessageKinds(scheduler, node, messages)
         #: Entry → how its messages are made, or why not here.
-        self._ways: dict[str, tuple[PlannedEntry, Way | str]] = {}
+        self._recipes: dict[str, tuple[PlannedEntry, Recipe | str]] = {}
         #: Entry → until when it goes the ordinary way, by the monotonic clock; of those that may come back from it.
         self._resting: dict[str, float] = {}
 
@@ -54,7 +54,7 @@ class Publisher:
         self._avoid(planned, why)
 
     def _avoid(self, planned: PlannedEntry, why: str) -> None:
-        self._ways[planned.name] = (planned, why)
+        self._recipes[planned.name] = (planned, why)
         logger.debug("entry %r goes the ordinary way: %s", planned.name, why)
 
     def look_again(self) -> None:
@@ -63,7 +63,7 @@ class Publisher:
             now = time.monotonic()
             for name in [name for name, until in self._resting.items() if until <= now]:
                 del self._resting[name]
-                self._ways.pop(name, None)
+                self._recipes.pop(name, None)
 
     def why_not(self, planned: PlannedEntry) -> str | None:
         """Say why an entry goes the ordinary way; None: it does not.
@@ -71,8 +71,8 @@ class Publisher:
         Raises:
             BrokerAway: That is not known.
         """
-        way = self._way(planned)
-        return way if isinstance(way, str) else None
+        recipe = self._recipe(planned)
+        return recipe if isinstance(recipe, str) else None
 
     def messages(self, due: Sequence[tuple[PlannedEntry, Sequence[int]]]) -> list[list[Any] | None]:
         """Return the messages of each entry's instants; None for an entry that goes the ordinary way.
@@ -87,17 +87,17 @@ class Publisher:
         encoded = self._messages.encoded
         tasks = dict[str, Any]()
         for planned, instants in due:
-            way = self._way(planned)
-            if not isinstance(way, str):
+            recipe = self._recipe(planned)
+            if not isinstance(recipe, str):
                 if (task := planned.entry.task) not in tasks:
                     tasks[task] = self._kinds.seen(task)
-                if way.kind.task is not tasks[task] or way.made_of != text_of(planned.entry):
-                    way = self._new_way(planned)
-            if isinstance(way, str):
+                if recipe.kind.task is not tasks[task] or recipe.made_of != text_of(planned.entry):
+                    recipe = self._new_recipe(planned)
+            if isinstance(recipe, str):
                 made.append(None)
                 continue
-            name, kind = planned.name, way.kind
-            values = {**way.common, "name": encoded("name", name)}
+            name, kind = planned.name, recipe.kind
+            values = {**recipe.common, "name": encoded("name", name)}
             expires_s, fill, task_id_of = kind.expires_s, kind.template.fill, self._task_ids.of(name)
             if expires_s is not None:
                 if expires_s not in expiries:
@@ -120,18 +120,18 @@ class Publisher:
 
     def keep(self, names: Collection[str]) -> None:
         """Forget all other entries."""
-        for name in self._ways.keys() - set(names):
-            del self._ways[name]
+        for name in self._recipes.keys() - set(names):
+            del self._recipes[name]
 
     # Which way
 
-    def _way(self, planned: PlannedEntry) -> Way | str:
-        known, way = self._ways.get(planned.name, (None, ""))
-        return way if known is planned else self._new_way(planned)
+    def _recipe(self, planned: PlannedEntry) -> Recipe | str:
+        known, recipe = self._recipes.get(planned.name, (None, ""))
+        return recipe if known is planned else self._new_recipe(planned)
 
-    def _new_way(self, planned: PlannedEntry) -> Way | str:
+    def _new_recipe(self, planned: PlannedEntry) -> Recipe | str:
         try:
-            way = self._made_way(planned)
+            recipe = self._made_recipe(planned)
         except OrdinaryWay as why:
             self._avoid(planned, str(why))
         except BrokerAway:
@@ -139,14 +139,14 @@ class Publisher:
         except Exception as exc:  # noqa: BLE001  (whatever is wrong with it, the ordinary way reports it)
             self.rest(planned, repr(exc))
         else:
-            self._ways[planned.name] = (planned, way)
+            self._recipes[planned.name] = (planned, recipe)
             logger.debug("entry %r goes the fast way", planned.name)
-        return self._ways[planned.name][1]
+        return self._recipes[planned.name][1]
 
-    def _made_way(self, planned: PlannedEntry, *, once_more: bool = True) -> Way:
+    def _made_recipe(self, planned: PlannedEntry, *, once_more: bool = True) -> Recipe:
         self._scheduler.broker.begin()
         try:
-            return self._kinds.way_of(planned)
+            return self._kinds.recipe_of(planned)
         except Exception as exc:
             broker = self._scheduler.broker
             if broker.takes_nothing(exc):
@@ -159,7 +159,7 @@ class Publisher:
             if not once_more:
                 raise
         # It was away for a moment, which says nothing of the entry; twice in a row the error is the entry's own.
-        return self._made_way(planned, once_more=False)
+        return self._made_recipe(planned, once_more=False)
 
 
 def _random_ids(count: int) -> Any:
