@@ -14,6 +14,9 @@ from heapq import merge
 #: would give it three times as much.
 REPLICAS = 512
 _BYTES = 8
+#: A million nodes, of which each reads all others four times a second, are more than anybody has.
+_RANK_BITS = 20
+_RANK_MASK = (1 << _RANK_BITS) - 1
 
 
 def point(key: str) -> int:
@@ -22,12 +25,12 @@ def point(key: str) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _points(node: str) -> tuple[tuple[int, str], ...]:
+def _points(node: str) -> tuple[int, ...]:
     """Every point of one node, in order. One 64-byte digest makes eight of them."""
     points = []
     for block in range(REPLICAS * _BYTES // 64):
         digest = blake2b(f"{block}:{node}".encode(), digest_size=64).digest()
-        points += [(int.from_bytes(digest[at : at + _BYTES], "big"), node) for at in range(0, 64, _BYTES)]
+        points += [int.from_bytes(digest[at : at + _BYTES], "big") for at in range(0, 64, _BYTES)]
     return tuple(sorted(points))
 
 
@@ -41,10 +44,12 @@ class HashRing:
 
     def __init__(self, nodes: Iterable[str] = ()) -> None:
         object.__setattr__(self, "nodes", frozenset(nodes))
-        # Sorting the pairs settles equal points the same way everywhere.
-        placed = sorted(pair for node in sorted(self.nodes) for pair in _points(node))
-        object.__setattr__(self, "_at", [at for at, _ in placed])
-        object.__setattr__(self, "_owners", [owner for _, owner in placed])
+        # Equal points are settled the same way everywhere, by the nodes' names. A point and the rank of its node in one
+        # number are sorted in a third of the time of pairs.
+        names = sorted(self.nodes)
+        placed = sorted(at << _RANK_BITS | rank for rank, node in enumerate(names) for at in _points(node))
+        object.__setattr__(self, "_at", [one >> _RANK_BITS for one in placed])
+        object.__setattr__(self, "_owners", [names[one & _RANK_MASK] for one in placed])
 
     def owner(self, key: str) -> str | None:
         """Return the node that this entry belongs to; None on an empty ring.
@@ -61,7 +66,7 @@ class HashRing:
         if node not in self.nodes:
             return []
         arcs = []
-        for at, _ in _points(node):
+        for at in _points(node):
             index = bisect_left(self._at, at)
             if self._owners[index] != node:
                 # Another node has the same point, and comes first.

@@ -51,6 +51,8 @@ class Generation:
     since_us: int
     #: Whether nobody knew of another then: nothing was lost.
     new: bool
+    #: Whether there was another mark when it was written: not all was lost.
+    found: bool = False
 
     def text(self) -> str:
         """Return the mark as it is stored."""
@@ -61,7 +63,13 @@ class Generation:
         """Read a mark; None where there is none, or something else."""
         try:
             stored = json.loads(text or "")
-            found = cls(str(stored["name"]), str(stored["server"]), int(stored["since_us"]), bool(stored["new"]))
+            found = cls(
+                name=str(stored["name"]),
+                server=str(stored["server"]),
+                since_us=int(stored["since_us"]),
+                new=bool(stored["new"]),
+                found=bool(stored["found"]),
+            )
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             return None
         return found if 0 <= found.since_us < NO_DATE_US else None
@@ -156,7 +164,7 @@ class StoreLoss:
                 # Reading has taken its time.
                 return
             since_us = max(self._now_us(), 0 if self._known is None else self._known.since_us + 1)
-            stored = Generation(secrets.token_hex(4), server, since_us, new)
+            stored = Generation(secrets.token_hex(4), server, since_us, new, stored is not None)
             (answer,) = self._driver.swap([Swap(_KEY, text, stored.text())], view.me)
             if not answer.won:
                 return
@@ -174,7 +182,7 @@ class StoreLoss:
         now, ttl_s = self._clock.elapsed(), self._pool.ttl_s
         hold_s, wait_s = (0.0, ttl_s / 2) if generation.new and not remembers else (ttl_s, 2 * ttl_s)
         if before is not None:
-            self._say(signs, started_anew=generation.server != before.server)
+            self._say(signs, started_anew=generation.found and generation.server != before.server)
             self._to_put_back = {*self._entries(), *self._records.known()}
             age_s = 0.0
             if self._records.unheard:

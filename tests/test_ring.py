@@ -70,7 +70,7 @@ def test_what_moved_is_the_difference_of_two_shares(before: list[str], others: l
 def test_a_share_reaches_round_the_corner_of_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     top = (1 << 64) - 1
     points = {"a": (5, 10), "b": (10, top - 1)}
-    monkeypatch.setattr(ring_module, "_points", lambda node: tuple((at, node) for at in points[node]))
+    monkeypatch.setattr(ring_module, "_points", points.__getitem__)
     monkeypatch.setattr(ring_module, "point", int)
     # At a point, just after it, before the first and after the last; 10 is a point of both nodes.
     names = ["0", "5", "6", "10", "11", str(top - 1), str(top)]

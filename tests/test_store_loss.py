@@ -304,7 +304,7 @@ def test_a_claim_that_was_not_answered_cannot_arrive_when_its_record_has_been_pu
         swap(*late[0])
 
 
-_MARK = '{"name":"a","server":"b","since_us":%s,"new":true}'
+_MARK = '{"name":"a","server":"b","since_us":%s,"new":true,"found":false}'
 
 
 @pytest.mark.parametrize("garbage", ["", "[]", "[" * 5000, _MARK % "1e999", _MARK % "-1", _MARK % ("9" * 4000)])

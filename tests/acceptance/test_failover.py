@@ -233,5 +233,5 @@ def test_a_beat_says_once_what_is_wrong_and_once_that_it_is_over(result: Result)
         assert ("0 replicas have what was written" in down[0]) >= (result.case == UNHEARD), story
         assert len(beat.lines("the store answers again")) == 1, f"{beat.name}{story}"
         # What another server has may be older than what the beats remember.
-        assert len(beat.lines("another server has taken its place")) == (result.case in (HEEDLESS, CAREFUL)), story
+        assert len(beat.lines("another server is in its place")) == (result.case in (HEEDLESS, CAREFUL)), story
         assert "Traceback" not in beat.said(), f"{beat.name}{story}"

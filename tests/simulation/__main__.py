@@ -31,7 +31,7 @@ POLICIES: dict[str, type[Any]] = {OURS: Node, UPSTREAM: UpstreamNode, "first-dra
 def main() -> int:
     given = _arguments()
     if given.teeth:
-        return _teeth(given.count or 40, given.seconds, given.only)
+        return _teeth(given.count or 40, given.seconds, given.only, given.gap)
     seeds, failed, hours, cpu_s, counts, began = 0, 0, 0.0, 0.0, Counter[str](), time.monotonic()
     for report in _reports(given):
         seeds += 1
@@ -167,7 +167,7 @@ def _replay(given: argparse.Namespace, seed: int) -> str:
     return f".venv/bin/python -m tests.simulation {' '.join(words)}"
 
 
-def _teeth(most: int, most_s: float, only: str | None) -> int:
+def _teeth(most: int, most_s: float, only: str | None, gap_hours: float | None) -> int:
     """Print, as a line of JSON each, which seed finds what: every rule switched off, for so much CPU time at most."""
     missed = 0
     for name in RULES:
@@ -175,7 +175,7 @@ def _teeth(most: int, most_s: float, only: str | None) -> int:
             continue
         began_s, seeds, broken = time.process_time(), 0, None
         while broken is None and seeds < most and time.process_time() - began_s < most_s:
-            broken = report(seeds, hours=6.0, rule=name)["broken"]
+            broken = report(seeds, hours=6.0, rule=name, gap_hours=gap_hours)["broken"]
             seeds += 1
         missed += broken is None
         print(json.dumps({"without": name, "seeds": seeds, "broken": broken}), flush=True)

@@ -8,7 +8,7 @@ node remembers its own claims, for as long as it lives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from celery_distsched.drivers import Answer, Swap
 from celery_distsched.record import Record, node_of
@@ -95,3 +95,8 @@ class DraftNode(Node):
     """A beat of the first draft."""
 
     driver_class: ClassVar[type[SimulatedDriver]] = DraftDriver
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # What it is shown of marks says nothing of what is open.
+        self.dispatch.records._reopened = lambda *_: None  # type: ignore[method-assign]
