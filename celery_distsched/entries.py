@@ -166,7 +166,7 @@ class Planner:
     def __init__(self, app: Celery, settings: Settings, *, decides: bool = False) -> None:
         """Keep what is needed; `decides`: the scheduler's class has an `is_due` of its own."""
         self._settings = settings
-        self._decides = decides
+        self._decides = decides or not own(ScheduleEntry, "is_due", celery.beat)
         self._cron_deadline_s: float | None = app.conf.beat_cron_starting_deadline
 
     def plan(self, entry: ScheduleEntry, given: Mapping[str, Any], known: PlannedEntry | None = None) -> PlannedEntry:
@@ -194,8 +194,8 @@ class Planner:
             settings.catch_up_limit,
             self._cron_deadline_s if isinstance(schedule, (crontab, cron)) else None,
         )
-        # Who decides for itself when an entry is due is asked.
-        decides = self._decides or not own(type(entry), "is_due", celery.beat) or "is_due" in vars(entry)
+        # Who decides for itself when an entry is due is asked. (`vars` would make a dict of each entry that stays.)
+        decides = self._decides or getattr(entry.is_due, "__func__", None) is not ScheduleEntry.is_due
         rule, version = None if decides else rule_for(schedule), fingerprint(entry, ours)
         # What our keys say is in the fingerprint too.
         if (
