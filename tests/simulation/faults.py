@@ -159,14 +159,15 @@ def roll_back(cluster: Cluster, node: Any) -> None:
     """A replica that lagged takes over, or a snapshot is restored."""
     random, store = cluster.world.random, cluster.store
     lag_s = random.choice((0.0, random.uniform(0, 0.1), random.uniform(0, 2), random.uniform(0, 30)))
-    generation = store.ledger.get(GENERATION)
     store.another_server()
     store.go_back(cluster.world.now - lag_s)
     for name, text in store.ledger.items():
         if not name.startswith(RESERVED):
             # It may have gone back to a time before another loss, and hold more than it did just now.
             cluster.promises.losses.wrote(name, parse(text).last)
-    seen = store.ledger.get(GENERATION) not in (None, generation)
+    # Who knows the mark that is back sees nothing in it.
+    mark = store.ledger.get(GENERATION)
+    seen = mark is not None and not any(each.knows_mark(mark) for each in cluster.nodes if each.process.alive)
     _lost(cluster, plain=bool(store.name), seen=seen, back_to=cluster.world.now - lag_s)
 
 
@@ -176,7 +177,7 @@ def _lost(cluster: Cluster, *, plain: bool, seen: bool = False, back_to: float =
     Args:
         cluster: Whose.
         plain: Nobody acts on what is left before having noticed.
-        seen: The ledger has a generation of before: to notice that nobody needs to write one.
+        seen: The ledger has a generation that is no live node's: to notice that nobody needs to write one.
         back_to: What has happened since that time, on `World.now`, is undone.
     """
     cluster.promises.losses.happens(plain=plain, seen=seen, back_to=back_to)

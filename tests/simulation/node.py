@@ -124,6 +124,10 @@ class Victim:
         self.ended_at = min(self.ended_at, self.world.now)
         self.process.kill()
 
+    def knows_mark(self, text: str) -> bool:
+        """Whether it takes the ledger with this mark for the one that it knows."""
+        return False
+
     def freeze(self, seconds: float) -> None:
         self.process.frozen_until = self.world.now + seconds
 
@@ -240,6 +244,10 @@ class Node(Victim):
         """The end of its trust by the protocol, on `World.now`, worked out apart from the code under test."""
         ttl_s = self.cluster.settings.node_ttl
         return self.driver.renewal_began + ttl_s - min(ttl_s / 10, 0.5)
+
+    def knows_mark(self, text: str) -> bool:
+        known = self.dispatch._store_loss._known
+        return known is not None and known.text() == text
 
     @property
     def putting_back(self) -> bool:
