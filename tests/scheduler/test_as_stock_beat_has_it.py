@@ -15,7 +15,7 @@ from celery_distsched import DistributedScheduler
 from celery_distsched.entries import Planner
 from tests.scheduler.cluster import HOURLY, Beat, Cluster
 
-pytestmark = pytest.mark.parametrize("scheme", ["sqlite"])
+pytestmark = pytest.mark.parametrize("scheme", ["redis+zset"])
 
 
 def planned(beat: Beat) -> Any:
