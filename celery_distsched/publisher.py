@@ -147,6 +147,9 @@ class Publisher:
         self._scheduler.broker.begin()
         try:
             return self._kinds.recipe_of(planned)
+        except (OrdinaryWay, BrokerAway):
+            # What many entries may have in common: nobody is to ask the broker for each.
+            raise
         except Exception as exc:
             broker = self._scheduler.broker
             if broker.takes_nothing(exc):
