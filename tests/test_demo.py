@@ -66,7 +66,10 @@ def test_a_run_that_arrived_twice_is_doubled_whatever_its_task_id() -> None:
     again = run("second", 4, received=6.0, pid=2)
     report = compare(EXPECTED, [*ten_seconds(), again], UNTIL)
     assert (report.doubled, report.same_id, report.clean) == ((("second", again.instant_us),), 1, False)
-    report = compare(EXPECTED, [*ten_seconds(), replace(again, task_id="another")], UNTIL)
+    for killed_s, excused in ((4.1, True), (3.9, False), (5.5, False)):
+        report = compare(EXPECTED, [*ten_seconds(), again], UNTIL, round((T0 + killed_s) * SECOND_US))
+        assert (report.clean, bool(report.excused)) == (excused, excused), "sent again when a beat was killed"
+    report = compare(EXPECTED, [*ten_seconds(), replace(again, task_id="another")], UNTIL, (T0 + 4) * SECOND_US)
     assert (report.doubled, report.same_id, report.clean) == ((("second", again.instant_us),), 0, False)
 
 

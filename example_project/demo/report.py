@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -66,8 +66,10 @@ class Report:
     until_us: int
     expected: int
     lost: tuple[Occurrence, ...]
-    #: Occurrences that arrived more than once.
+    #: Occurrences that arrived more than once, for no reason.
     doubled: tuple[Occurrence, ...]
+    #: Those that arrived again under one task id, since the beat that had sent them was killed before it could note it.
+    excused: tuple[Occurrence, ...]
     #: Messages that arrived with a task id that had arrived before.
     same_id: int
     #: Runs for instants that their entries do not have.
@@ -75,12 +77,19 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether each occurrence was run once."""
+        """Whether each occurrence was run once, but for what a killed beat could not note any more."""
         return not (self.lost or self.doubled or self.strays)
 
 
-def compare(expected: Mapping[str, Grid], runs: Iterable[Run], until_us: int) -> Report:
-    """Compare what arrived with what should have; what was due after ``until_us`` may still be on its way."""
+def compare(expected: Mapping[str, Grid], runs: Sequence[Run], until_us: int, killed_us: int | None = None) -> Report:
+    """Compare what arrived with what should have.
+
+    Args:
+        expected: Entry → its instants.
+        runs: What arrived.
+        until_us: What was due later may still be on its way.
+        killed_us: When a beat was killed.
+    """
     arrived = Counter((run.entry, run.instant_us) for run in runs if run.entry in expected)
     ids = Counter(run.task_id for run in runs if run.entry in expected)
     first: dict[str, int] = {}
@@ -93,11 +102,18 @@ def compare(expected: Mapping[str, Grid], runs: Iterable[Run], until_us: int) ->
         for entry, grid in expected.items()
         for instant in grid.instants(first.get(entry), since_us, until_us)
     }
+    again = {occurrence for occurrence, times in arrived.items() if times > 1}
+    with_ids = {(run.entry, run.instant_us, run.task_id) for run in runs}
+    one_id = {occurrence for occurrence, ids_ in Counter((entry, at) for entry, at, _ in with_ids).items() if ids_ == 1}
+    # What is sent is noted within a tenth of a second, and sent within the second in which it falls due.
+    at_the_kill = {(name, at) for name, at in again if killed_us is not None and 0 <= killed_us - at <= SECOND_US}
+    excused = again & one_id & at_the_kill
     return Report(
         until_us=until_us,
         expected=len(due),
         lost=tuple(sorted(due - arrived.keys())),
-        doubled=tuple(sorted(occurrence for occurrence, times in arrived.items() if times > 1)),
+        doubled=tuple(sorted(again - excused)),
+        excused=tuple(sorted(excused)),
         same_id=sum(times - 1 for times in ids.values()),
         strays=tuple(sorted((name, at) for name, at in arrived if not expected[name].holds(first[name], at))),
     )

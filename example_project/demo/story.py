@@ -62,6 +62,7 @@ class Story:
         self._ttl_s = ttl_s
         self._pause_s = pause_s
         self._must_live: dict[str, Process] = {}
+        self._killed_us: int | None = None
 
     def tell(self, server: Server | None) -> Report:
         """Play it all, and return what came of it. Raises `Failed` or `Interrupted`."""
@@ -71,6 +72,7 @@ class Story:
         all_seen = self._start_beats()
         self._pause()
         killed = self._kill(self._scene.beats[1])
+        self._killed_us = round(killed * SECOND_US)
         self.gaps.insert(0, self._gap("before", all_seen, killed))
         self._pause()
         self._stop(self._scene.beats[2])
@@ -205,7 +207,7 @@ class Story:
         return Gap(longest_gap(self._runs.all, self._every_second, since, until), when)
 
     def _report(self, until_us: int) -> Report:
-        return compare(self._expected, self._runs.all, until_us)
+        return compare(self._expected, self._runs.all, until_us, self._killed_us)
 
     def _say(self, text: str) -> None:
         self._scene.events.append((self._scene.elapsed_s(), text))
