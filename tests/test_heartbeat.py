@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from uuid import uuid4
 
@@ -7,7 +8,7 @@ import pytest
 
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.deaths import Deaths
-from celery_distsched.drivers import StoreUrl
+from celery_distsched.drivers import Member, StoreUrl
 from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
 from celery_distsched.heartbeat import Heartbeat
@@ -347,3 +348,15 @@ def test_a_member_that_renews_while_it_is_buried_stays_alive(caplog: pytest.LogC
     assert node.pool.view.buried == frozenset()
     assert "other#1" in node.store.members()
     assert "other#1 has been silent" not in caplog.text
+
+
+def test_an_error_that_nobody_has_thought_of_is_told_once_while_it_lasts(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> dict[str, Member]:
+        raise ZeroDivisionError("odd")
+
+    node.store.members = broken  # type: ignore[method-assign]
+    node.beat(3)
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [record.exc_info is not None for record in errors] == [True], "with its traceback, once"

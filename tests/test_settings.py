@@ -414,3 +414,17 @@ def test_what_is_no_url_is_refused_and_shows_no_password(url: str, expected: str
 def test_a_cluster_is_told_apart_by_its_broker_without_credentials(broker: Any, shown: str) -> None:
     app = Celery("shop", broker=broker, set_as_current=False)
     assert broker_identity(app) == shown
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"distsched_driver_options": {5: 1}}, "names of options are texts"),
+        ({"distsched_namespace": "a\ud800"}, "written down as UTF-8"),
+        ({"distsched_url": "redis://:a\ud800@host/0"}, "written down as UTF-8"),
+    ],
+)
+def test_what_no_client_library_could_write_is_refused_by_name(given: dict[str, Any], expected: str) -> None:
+    said = refusal(**given)
+    assert next(iter(given)) in said
+    assert expected in said
