@@ -230,7 +230,7 @@ class NodePool:
                 self._time.forget(membership)
 
     def _patience_s(self, pulse: Pulse) -> float:
-        """For how long a silent member may be alive: it goes by its own TTL, or it was gone for mine."""
+        """Seconds after which a silent member is dead: the longer of its own TTL, in which it trusts, and mine."""
         return self.ttl_s if pulse.info is None else max(self.ttl_s, pulse.info.ttl_us / 1e6)
 
     @property
