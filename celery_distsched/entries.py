@@ -235,11 +235,14 @@ def _unknown(key: object, known: tuple[str, ...], where: str = "") -> ConfigErro
 
 def _is_converted(task: Any, entry: ScheduleEntry, app: Celery) -> bool:
     """Whether it shows only in sending what an entry's arguments are written as."""
-    if app.conf.task_always_eager or (app.conf.task_routes and "serializer" not in entry.options):
+    if app.conf.task_always_eager:
         return True
+    if task is None:
+        # A task's own serializer prevails over a route's; of a task that only workers know, the route may name one.
+        return bool(app.conf.task_routes) and "serializer" not in entry.options
     # Celery 5.7 dumps pydantic's models.
     models = getattr(task, "_dump_pydantic_arguments", None) is not None
-    return task is not None and (models or not own(task, "apply_async", celery.app.task))
+    return models or not own(task, "apply_async", celery.app.task)
 
 
 def _check_serializable(entry: ScheduleEntry, app: Celery) -> None:

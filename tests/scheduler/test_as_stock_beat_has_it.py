@@ -10,6 +10,7 @@ import pytest
 from celery import Celery, Task
 from celery.beat import ScheduleEntry
 from celery.schedules import schedstate, schedule
+from kombu.exceptions import EncodeError
 
 from celery_distsched import DistributedScheduler
 from celery_distsched.entries import Planner
@@ -147,7 +148,7 @@ class Encoding(Task):  # type: ignore[misc]
 def register(app: Celery) -> None:
     def work(*args: Any) -> None: ...
 
-    for name, base in (("narrow", Narrow), ("encoding", Encoding)):
+    for name, base in (("plain", Task), ("narrow", Narrow), ("encoding", Encoding)):
         app.task(work, name=name, base=base, shared=False, typing=False)
 
 
@@ -174,6 +175,21 @@ def test_arguments_that_are_converted_in_sending_are_not_judged_before(cluster: 
     beat.tick_until(lambda: cluster.settled("encoding", "routed"))
     assert [sent.args for sent in cluster.sent("encoding")] == [["object"]]
     assert beat.counts["accepted"] == 2
+
+
+def test_a_task_s_own_serializer_prevails_over_a_route_s(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the task is known a route changes nothing, and what cannot be sent is refused at once."""
+    given = {**HOURLY, "task": "plain", "args": (frozenset({1}),)}
+    app = cluster.app(
+        {"plain": given}, task_routes={"plain": {"serializer": "pickle"}}, accept_content=["json", "pickle"]
+    )
+    register(app)
+    with pytest.raises(EncodeError):
+        app.tasks["plain"].apply_async(given["args"])
+    beat = cluster.beat({})
+    beat.scheduler = DistributedScheduler(app)
+    assert set(planned(beat)) == set()
+    assert "its arguments cannot be sent as json" in caplog.text
 
 
 def test_a_header_of_the_user_s_stays_the_user_s(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
