@@ -83,7 +83,7 @@ def hurt(case: str, store: str, queue: Queue, broker: str, outages: list[Outage]
                 time.sleep(AWAY_S[outage.kind.split()[1]])
             back_s.append(cluster.wait_until_each_sends(beats, within_s=20) - cluster.outages[-1].until)
         ended = time.time()
-        cluster.settle(began, ended, within_s=5)
+        cluster.settle(began, ended)
         stayed = all(beat.exit_code is None for beat in beats)
     return Result(case, cluster, began, ended, back_s, stayed, queue.vanished())
 

@@ -63,7 +63,7 @@ def chaos(request: pytest.FixtureRequest, store_url: Callable[[str], str], queue
         cluster.kill(fifth)
         time.sleep(TTL_S + 1.5)
         ended = time.time()
-        cluster.settle(began, ended, within_s=TTL_S + 3)
+        cluster.settle(began, ended)
     return Chaos(store, began, ended, cluster.sent, cluster.hurts, third.exit_code, cluster.story())
 
 

@@ -151,7 +151,7 @@ def with_a_suspended_beat(store: str, queue: Queue) -> Result:
 
 def over(cluster: Cluster, began: float) -> Result:
     ended = time.time()
-    cluster.settle(began, ended, within_s=5)
+    cluster.settle(began, ended)
     return Result(cluster, began, ended)
 
 

@@ -26,7 +26,7 @@ def test_a_kill_and_an_orderly_end_at_the_default_settings_lose_nothing(
         terminated = cluster.terminate(leaving)
         time.sleep(2)
         ended = time.time()
-        cluster.settle(began, ended, within_s=DEFAULT_TTL_S)
+        cluster.settle(began, ended)
         cluster.judge(began, ended)
         failover_s = max(cluster.sent.delays(killed.at, killed.at + bound_s).values())
         handover_s = max(cluster.sent.delays(terminated.at, terminated.at + 2).values())

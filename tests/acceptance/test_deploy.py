@@ -131,7 +131,7 @@ def there_and_back(store: str, url: str, queue: RedisQueue) -> Result:
         back = deployed(cluster, there.beats, "old")
         time.sleep(START_S + SETTLE_S)
         ended = time.time()
-        cluster.settle(began, ended, within_s=5)
+        cluster.settle(began, ended)
         time.sleep(SETTLE_S)
     return Result(store, cluster, began, ended, there, back)
 

@@ -161,7 +161,7 @@ def over(case: str, cluster: Cluster, began: float, lagged_at: float, staying: l
     back_s = cluster.wait_until_each_sends(staying, within_s=20) - cluster.outages[-1].until
     ended = time.time()
     # What a dead beat has left comes a TTL after the new server was joined.
-    cluster.settle(began, ended, within_s=2 * TTL_S + 2)
+    cluster.settle(began, ended)
     stayed = all(beat.exit_code is None for beat in staying)
     return Result(case, cluster, began, ended, lagged_at, back_s, staying, stayed)
 

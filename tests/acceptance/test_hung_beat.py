@@ -39,9 +39,9 @@ def test_a_stuck_loop_costs_its_share_a_ttl_and_a_second(
                 answers = pinged(healthy.environment(), tmp_path)
                 assert [node for node in answers if healthy.name in node], f"{answers}{cluster.story()}"
                 assert not [node for node in answers if stuck.name in node], f"{answers}{cluster.story()}"
-        cluster.wait_until_each_sends([stuck, healthy], within_s=5)
+        cluster.wait_until_each_sends([stuck, healthy], within_s=15)
         ended = time.time()
-        cluster.settle(began, ended, within_s=5)
+        cluster.settle(began, ended)
         cluster.judge(began, ended)
         (hung,) = cluster.hurts
         worst_s = max(cluster.sent.delays(hung.at, upto=hung.at + BOUND_S).values())
@@ -69,9 +69,9 @@ def test_a_broker_that_is_silent_to_one_beat_costs_its_share_a_ttl_and_a_second(
         cluster.wait_until_sending(deaf)
         with cluster.during(silent("broker", wire, only=deaf)):
             time.sleep(2 * TTL_S)
-        cluster.wait_until_each_sends([deaf, healthy], within_s=10)
+        cluster.wait_until_each_sends([deaf, healthy], within_s=15)
         ended = time.time()
-        cluster.settle(began, ended, within_s=5)
+        cluster.settle(began, ended)
         cluster.judge(began, ended)
         (away,) = cluster.outages
         worst_s = max(cluster.sent.delays(away.at, upto=away.at + BOUND_S).values())

@@ -167,7 +167,7 @@ def away(store: str, url: str, queue: Queue, outage: Outage) -> Result:
         back_at = cluster.wait_until_each_sends(beats, BACK_S)
         time.sleep(1)
         ended = time.time()
-        cluster.settle(back_at, ended, within_s=5)
+        cluster.settle(back_at, ended)
         time.sleep(SENDING_S)
         stayed = all(beat.exit_code is None for beat in beats)
     return Result(store, cluster, began, cluster.outages[-1], back_at, ended, stayed, queue.vanished())

@@ -75,7 +75,7 @@ def end_in_silence(cluster: Cluster, wire: Wire, silent: Silent) -> None:
     wire.mend()
     time.sleep(2)
     ended = time.time()
-    cluster.settle(began, ended, within_s=10)
+    cluster.settle(began, ended)
     sent, story = cluster.sent, cluster.story()
     assert not (lost := sent.lost(began, ended)), f"lost: {', '.join(map(str, lost))}{story}"
     assert not (confused := sent.confused()), f"task ids: {', '.join(map(str, confused))}{story}"

@@ -65,7 +65,7 @@ def on_a_full_disk(folder: Path, queue: RedisQueue) -> Result:
             stayed = [beat for beat in beats if beat.exit_code is None]
         back_s = cluster.wait_until_each_sends(beats, within_s=15) - cluster.outages[-1].until
         ended = time.time()
-        cluster.settle(began, ended, within_s=5)
+        cluster.settle(began, ended)
         return Result(cluster, began, ended, ended, stayed, back_s)
 
 
@@ -77,7 +77,7 @@ def on_a_read_only_one(folder: Path, queue: RedisQueue) -> Result:
         began = time.time()
         path.chmod(0o400)
         folder.chmod(0o500)
-        cluster.wait_until_each_sends([beat], within_s=5)
+        cluster.wait_until_each_sends([beat], within_s=15)
         cluster.terminate(beat)
         beat.stop()
         beat.launch()
@@ -104,7 +104,7 @@ def without_a_store(cluster: Cluster, beats: list[Beat], outage: Outage, began: 
         stayed = [beat for beat in beats if beat.exit_code is None]
     back_s = cluster.wait_until_each_sends(beats, within_s=15) - cluster.outages[-1].until
     ended = time.time()
-    cluster.settle(began, ended, within_s=5)
+    cluster.settle(began, ended)
     return Result(cluster, began, gone_at, ended, [beat for beat in stayed if beat.exit_code is None], back_s)
 
 

@@ -91,7 +91,7 @@ def result_of(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
             cluster.start()
             time.sleep(2 * TTL_S)
             ended = time.time()
-            cluster.settle(began, ended, within_s=8)
+            cluster.settle(began, ended)
             return Result(case, cluster, began, lost_at, back_at, ended)
 
     with ExitStack() as stack:

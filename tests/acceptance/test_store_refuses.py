@@ -104,7 +104,7 @@ def hurt(
             ]
             aways.append(Away(cluster.outages[-1], back_s, since))
         ended = time.time()
-        cluster.settle(began, ended, within_s=5)
+        cluster.settle(began, ended)
         stayed = all(beat.exit_code is None for beat in beats)
     return Result(cluster, began, ended, aways, stayed)
 

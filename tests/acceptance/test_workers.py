@@ -25,7 +25,7 @@ def test_two_workers_share_the_schedule_and_one_hands_over_when_it_ends(
         gone = time.time() + 0.1
         time.sleep(2)
         ended = time.time()
-        cluster.settle(began, ended, within_s=8)
+        cluster.settle(began, ended)
         cluster.judge(began, ended)
         assert not cluster.sent.doubled(), f"{cluster.sent.doubled()}{cluster.story()}"
         assert max(cluster.sent.delays(terminated.at, terminated.until + 1.5).values()) <= 1.0, cluster.story()

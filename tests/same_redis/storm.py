@@ -72,10 +72,10 @@ class Cluster(AcceptanceCluster):
         with suppress(ServerFailed):
             self.start()
 
-    def judge_exactly_once(self, began: float, within_s: float = 3 * TTL_S + 3) -> int:
+    def judge_exactly_once(self, began: float) -> int:
         """Say of all since a moment that nothing was lost and nothing came twice; return how much there was."""
         ended = time.time() - 1
-        self.settle(began, ended, within_s)
+        self.settle(began, ended)
         sent, story = self.sent, self.story()
         lost, doubled = sent.lost(began, ended), sent.doubled()
         assert not lost, f"{len(lost)} lost: {', '.join(map(str, lost[:20]))}{story}"
