@@ -122,7 +122,7 @@ def report(
     """Live one life; says what it came to."""
     plan = Plan.of(seed)
     if plain or policy != OURS:
-        plan = plan.but(same_redis=False, slices=False, deploys=False, delivery="at_least_once")
+        plan = plan.but(same_redis=False, slices=False, deploys=False, delivery="at_least_once", ttls_s=plan.ttls_s[:1])
     if delivery:
         plan = plan.but(delivery=delivery)
     if gap_hours:

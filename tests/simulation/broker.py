@@ -45,7 +45,7 @@ class Broker:
         else:
             breaks = not reachable or fate < self.refused + self.unknown
             answered = random.randrange(len(messages)) if breaks and reachable else 0 if breaks else len(messages)
-            answered_in_s = node.cluster.settings.node_ttl / 2 if breaks else 2 * trip
+            answered_in_s = node.settings.node_ttl / 2 if breaks else 2 * trip
             for number, (name, instant) in enumerate(messages):
                 if number >= answered:
                     outcomes[name, instant] = Outcome.UNKNOWN
@@ -66,7 +66,7 @@ class Broker:
     def send(self, node: Any, name: str, instant: int, attempt: int) -> Outcome:
         """Let a node try once to bring a message here."""
         world, random, promises = node.world, node.world.random, node.cluster.promises
-        ttl_s = node.cluster.settings.node_ttl
+        ttl_s = node.settings.node_ttl
         promises.sends(node, name, instant)
         if not self.reachable(world, node.node_id):
             if random.random() < 0.8:

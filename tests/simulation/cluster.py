@@ -31,13 +31,16 @@ class Cluster:
     def __init__(self, plan: Plan, seed: int, *, node_class: type[Any] = Node, skips: bool = True) -> None:
         self.plan, self.seed, self.node_class, self.skips = plan, seed, node_class, skips
         self.world = World(seed)
-        self.settings = Settings(StoreUrl("sim"), node_ttl=5.0, delivery=plan.delivery)
+        #: Those of the longest TTL: it is the bound for all.
+        self.settings = Settings(StoreUrl("sim"), node_ttl=plan.ttls_s[0], delivery=plan.delivery)
         self.store = Store(self.world, has_clock=plan.store_clock, has_name=plan.store_name)
         self.broker = Broker()
         self.errors_s = {f"host{number}": self.world.random.uniform(-plan.skew_s, plan.skew_s) for number in range(3)}
         self.promises: Promises = node_class.promises_class(self)
         self.version = 0
         self.nodes: list[Any] = []
+        #: By node id, also of those that have gone.
+        self.ttls_s: dict[str, float] = {}
         #: (node or None for all, from, until, what), on `World.now`.
         self.troubles: list[tuple[Any, float, float, str]] = []
         #: When the last of them ends.
@@ -64,6 +67,11 @@ class Cluster:
         after_a_death = any(what == "crash" and now - begins < ttl_s for _, begins, _, what in self.troubles)
         self.settling(ttl_s + 1.5 if after_a_death else 1.5)
         return node
+
+    def settings_of(self, number: int) -> Settings:
+        """Return the settings of a node by its number."""
+        ttls_s = self.plan.ttls_s
+        return replace(self.settings, node_ttl=ttls_s[number % len(ttls_s)])
 
     @property
     def serving(self) -> list[Any]:

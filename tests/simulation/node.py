@@ -143,11 +143,12 @@ class Node(Victim):
     promises_class: ClassVar[type[Promises]] = Promises
 
     def __init__(self, cluster: Cluster, number: int, version: int) -> None:
-        world, settings = cluster.world, cluster.settings
-        self.cluster, self.world, self.version = cluster, world, version
+        world, settings = cluster.world, cluster.settings_of(number)
+        self.cluster, self.world, self.version, self.settings = cluster, world, version, settings
         self.process = Process(world)
         host = f"host{number % 3}"
         self.node_id = f"{host}-{number}-x"
+        cluster.ttls_s[self.node_id] = settings.node_ttl
         self.clock = NodeClock(world, cluster.host_error(host))
         self.host = host
         progress = Progress(at=self.clock.elapsed())
@@ -242,7 +243,7 @@ class Node(Victim):
 
     def trusted_until(self) -> float:
         """The end of its trust by the protocol, on `World.now`, worked out apart from the code under test."""
-        ttl_s = self.cluster.settings.node_ttl
+        ttl_s = self.settings.node_ttl
         return self.driver.renewal_began + ttl_s - min(ttl_s / 10, 0.5)
 
     def knows_mark(self, text: str) -> bool:
@@ -292,7 +293,7 @@ class Node(Victim):
             time.offset_us += moved_us
         if pool.view.offset_us is not None:
             pool.view = replace(pool.view, offset_us=pool.view.offset_us + moved_us)
-        silent_since = self.clock.elapsed() - pool.ttl_s
+        silent_since = self.clock.elapsed() - pool.longest_ttl_s
         pool._pulses = {
             member: pulse if pulse.seen_at > silent_since else pulse._replace(seen_at=pulse.seen_at - seconds)
             for member, pulse in pool._pulses.items()

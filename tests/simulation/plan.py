@@ -43,6 +43,8 @@ class Plan:
     steps: bool
     #: Mean time between two episodes of faults.
     gap_s: float
+    #: The nodes' TTLs, in turn: a deploy may have changed it. The first is the longest.
+    ttls_s: tuple[float, ...] = (5.0,)
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -73,6 +75,7 @@ class Plan:
             store_name=(store_name := same_redis or random.random() < 0.5),
             most_at_once=12 if store_name else random.choice((2, 4, 12)),
             slices=not same_redis and random.random() < 0.5,
+            ttls_s=random.choice(((5.0,), (5.0,), (5.0, 2.0))),
         )
 
     def but(self, **changes: object) -> Plan:

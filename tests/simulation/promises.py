@@ -339,9 +339,11 @@ class Promises:
         if mark in self.store.nodes and not mine:
             self.fail("one claim", f"{node.node_id} takes {name} {at} from {mark}, which is a member")
         silent_s = self.world.now - self.store.renewed_at.get(mark, float("-inf"))
+        # Each trusts in its own TTL, and whoever finds it dead waits for no less than both.
+        patience_s = max(node.settings.node_ttl, self.cluster.ttls_s.get(node_of(mark), 0.0))
         # A store that has gone back may give a renewal the number that it gave another before: nobody sees it then.
         unseen = self.losses.since(self.world.now - self.ttl_s)
-        if node_of(mark) != node.node_id and silent_s < self.ttl_s - 1e-6 and not unseen:
+        if node_of(mark) != node.node_id and silent_s < patience_s - 1e-6 and not unseen:
             self.fail("trust", f"{node.node_id} takes {name} {at} from {mark}, which was there {silent_s:.3f} s ago")
 
     def _closed(self, node: Any, name: str, at: int, mark: str) -> None:

@@ -89,6 +89,11 @@ def _() -> Any:
     return patch.object(Deaths, "gone", hasty)
 
 
+@_rule("a silent node is dead by the longer of its TTL and mine")
+def _() -> Any:
+    return patch.object(NodePool, "_patience_s", lambda self, pulse: self.ttl_s)
+
+
 @_rule("the dead are buried before they are robbed")
 def _() -> Any:
     publish = NodePool._publish

@@ -67,6 +67,7 @@ class UpstreamNode(Victim):
 
     def __init__(self, cluster: Cluster, number: int, version: int) -> None:
         self.cluster, self.world, self.version = cluster, cluster.world, version
+        self.settings = cluster.settings
         self.process = Process(cluster.world)
         self.host = f"host{number % 3}"
         self.node_id = f"{self.host}-{number}"
