@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 
 from celery_distsched.drivers import Answer, StoreUrl, Swap
+from celery_distsched.drivers.base import Member
 from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.holding import Move
@@ -126,6 +127,18 @@ def test_in_a_ledger_that_looks_new_nothing_starts_for_half_a_ttl(shop: Shop) ->
     assert shop.record() is None
     assert not first.ledger.records.unread, "it is as ready as it can be"
     run(shop, 0.3, [first, second])
+    assert shop.record() == Record(10).text()
+
+
+def test_in_a_ledger_that_looks_new_nothing_starts_for_half_of_the_longest_ttl(shop: Shop) -> None:
+    """One of a longer TTL, as before a deploy, may take so long to see what has happened."""
+    hasty = shop.node("hasty")
+    hasty.join()
+    patient = Info("host", 0, "same", "cluster", True, 0, ttl_us=round(3 * TTL_S * 1e6))
+    hasty.pool.observe({"patient#1": Member("1", patient.text())}, "same")
+    run(shop, 1.5 * TTL_S - 0.1, [hasty])
+    assert shop.record() is None
+    run(shop, 0.3, [hasty])
     assert shop.record() == Record(10).text()
 
 
