@@ -44,8 +44,9 @@ class Info:
             return None
         try:
             stored = json.loads(text)
-            info = cls(**{name: stored[name] for name in cls.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError, RecursionError):
+            # What a later release adds is left out, and what an earlier one did not know is as if it were not said.
+            info = cls(**{name: stored[name] for name in cls.__dataclass_fields__ if name in stored})
+        except (TypeError, ValueError, RecursionError):
             return None
         # `from __future__ import annotations` makes the annotations the names of the types.
         right = all(
