@@ -43,9 +43,10 @@ class Broker:
         if fate < self.refused or (not reachable and random.random() < 0.8):
             outcomes = dict.fromkeys(messages, Outcome.REFUSED)
         else:
-            breaks = not reachable or fate < self.refused + self.unknown
-            answered = random.randrange(len(messages)) if breaks and reachable else 0 if breaks else len(messages)
-            answered_in_s = node.settings.node_ttl / 2 if breaks else 2 * trip
+            answered, answered_in_s = len(messages), 2 * trip
+            if not reachable or fate < self.refused + self.unknown:
+                answered = random.randrange(len(messages)) if reachable else 0
+                answered_in_s = node.settings.node_ttl / 2
             for number, (name, instant) in enumerate(messages):
                 if number >= answered:
                     outcomes[name, instant] = Outcome.UNKNOWN
