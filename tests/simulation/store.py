@@ -12,6 +12,7 @@ from celery_distsched import store_loss
 from celery_distsched.drivers import Answer, Driver, Member, StoreUrl, Swap
 from celery_distsched.drivers.base import Claim, Elsewhere, Pushing, PushRefused
 from celery_distsched.errors import LeaseLost, StoreUnavailable
+from celery_distsched.record import node_of
 from celery_distsched.schedule_epoch import RESERVED
 from celery_distsched.store_loss import Generation
 from tests.simulation.world import EPOCH_S, World
@@ -53,6 +54,8 @@ class Store:
         #: When each membership last showed life, on `World.now`; kept after it has gone. A store that goes back forgets
         #: renewals too: the others cannot know of what they have not seen, and its node goes by them all the same.
         self.renewed_at: dict[str, float] = {}
+        #: Memberships that their own nodes have given up: nothing is done under them any more.
+        self.left: set[str] = set()
         self.down_until = 0.0
         #: Until then each call is lost with this likelihood.
         self.flaky_until = 0.0
@@ -218,6 +221,8 @@ class SimulatedDriver(Driver):
             if member is not None and pulse not in (None, member.pulse):
                 return False
             self.store.write(self.store.nodes, membership, None)
+            if node_of(membership) == self.node.node_id:
+                self.store.left.add(membership)
             return True
 
         return bool(self._call(step, write=True))
