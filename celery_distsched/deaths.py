@@ -29,7 +29,7 @@ class Deaths:
         if mark in view.buried and node_of(mark) not in view.node_ids:
             return True
         since = max(self._unknown_since.setdefault(mark, view.polled_at), view.watching_since)
-        return view.polled_at - since >= self._pool.longest_ttl_s
+        return view.polled_at - since >= view.longest_ttl_s
 
     def nothing_is_open(self) -> None:
         """No mark is looked at any more."""

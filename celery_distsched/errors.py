@@ -1,4 +1,4 @@
-"""Everything this package raises.
+"""Everything that this package raises to its user; others of its exceptions never leave it.
 
 DistschedError
 ├── ConfigError               wrong settings or entries; raised at start-up, never while ticking

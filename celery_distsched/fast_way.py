@@ -183,8 +183,7 @@ class FastWay:
             from celery_distsched.amqp_messages import AmqpMessages
 
             own = connection.channel()
-            lane = AmqpSlices(broker, own, broker.timeout_s)
-            lane.messages = AmqpMessages(channel, own.channel_id)
+            lane = AmqpSlices(broker, own, AmqpMessages(channel, own.channel_id), broker.timeout_s)
         else:
             return f"the broker is neither Redis nor RabbitMQ, but {connection.transport.driver_type}"
         if hook := lane.messages.hooks():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from celery_distsched.clock import Clock, microseconds
@@ -18,7 +18,7 @@ from celery_distsched.info import Info, live_epochs
 from celery_distsched.node_pool import NodePool, View, free_ordinal
 from celery_distsched.outage import Outage
 from celery_distsched.progress import Progress
-from celery_distsched.schedule_epoch import register
+from celery_distsched.schedule_epoch import Schedule, register
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +31,8 @@ class Heartbeat:
     ) -> None:
         self.driver = driver
         self.pool = pool
-        #: Digest of this node's schedule: nodes with the same one share a ring.
-        self.digest = ""
-        #: The names of its entries.
-        self.names: Collection[str] = ()
+        #: This node's: nodes with the same one share a ring. Swapped whole by the loop.
+        self.schedule = Schedule()
         #: An error that nothing but a change of the configuration mends; raised by the next tick.
         self.refusal: ConfigError | None = None
         #: Others are to take this node's share on.
@@ -130,7 +128,7 @@ class Heartbeat:
             store_us = self.driver.renew(me, self._info(*state).text())
             self._renewed(me, asked_at, store_us, state)
         members = self.driver.members()
-        view = self.pool.observe(members, self.digest)
+        view = self.pool.observe(members, self.schedule.digest)
         if me is not None:
             # Two that joined at the same moment have not seen each other before: the later by name gives way. (All
             # are given time when this node joins, also the dead that nobody has removed yet.)
@@ -139,7 +137,7 @@ class Heartbeat:
                 earlier.pop(other, None)
             self._refuse_strangers(earlier)
             if not self._registered() and view.offset_us is not None and self._register(view):
-                view = self.pool.observe(members, self.digest)
+                view = self.pool.observe(members, self.schedule.digest)
                 self.wake()
             self._agree_on_epoch(view)
         self._buried &= view.dead
@@ -155,7 +153,7 @@ class Heartbeat:
                     "node %s has been silent for %g s: it died, hangs, or does not reach the store or the broker; its"
                     " share moves on",
                     membership,
-                    self.pool.ttl_s,
+                    self.pool.patience_s(membership),
                 )
                 self._say_if_heirless(membership, Info.parse(members[membership].info), view)
         # Where writing fails and reading does not (a full disk, a lock), an answer to a read says nothing.
@@ -193,7 +191,7 @@ class Heartbeat:
             logger.warning(
                 "the scheduler loop has stood still for %.2g s: not renewing, so other nodes take over in %g s",
                 now - self._progress.at,
-                self.pool.ttl_s,
+                self.pool.view.longest_ttl_s,
             )
         elif not stalled and self._stalled:
             self._stalled = False
@@ -202,7 +200,7 @@ class Heartbeat:
         if self._able and not able:
             logger.warning(
                 "without the broker this node does not renew its membership: one that reaches it takes over in %g s",
-                self.pool.ttl_s,
+                self.pool.view.longest_ttl_s,
             )
         self._able = able
         return not stalled and able
@@ -217,11 +215,11 @@ class Heartbeat:
         return active, self._progress.generation
 
     def _registered(self) -> bool:
-        return self.pool.schedule is not None and self.pool.schedule.digest == self.digest
+        return self.pool.schedule is not None and self.pool.schedule.digest == self.schedule.digest
 
     def _register(self, view: View) -> bool:
         live, now_us = live_epochs(view.alive.values()), self.pool.now_us() or 0
-        self.pool.schedule = register(self.driver, self.digest, self.names, live, now_us)
+        self.pool.schedule = register(self.driver, self.schedule, live, now_us)
         if self.pool.schedule is None:
             return False
         logger.info(
@@ -244,7 +242,7 @@ class Heartbeat:
                 self.pool.schedule = replace(mine, epoch=newest)
 
     def _join(self) -> str | None:
-        view = self.pool.observe(self.driver.members(), self.digest)
+        view = self.pool.observe(self.driver.members(), self.schedule.digest)
         alive, beating = view.alive, self.pool.beating
         self._refuse_strangers({other: info for other, info in alive.items() if other in beating})
         if strangers := [other for other, info in alive.items() if info.cluster != self._cluster]:
@@ -288,7 +286,7 @@ class Heartbeat:
         return Info(
             host=self._host,
             ordinal=self._ordinal or 0,
-            digest=self.digest,
+            digest=self.schedule.digest,
             cluster=self._cluster,
             active=active,
             generation=generation,

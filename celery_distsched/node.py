@@ -19,6 +19,7 @@ from celery_distsched.heartbeat import Heartbeat
 from celery_distsched.interrupts import asked_again
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
+from celery_distsched.schedule_epoch import Schedule
 from celery_distsched.settings import broker_identity
 
 #: Longest sleep of another node's loop, and its reading of what it takes on, in seconds.
@@ -60,8 +61,7 @@ class Node:
         for name in self.along(sorted(planned)):
             digest.update(f"{between}{name}\0{planned[name].fingerprint}".encode())
             between = "\0"
-        self.heartbeat.names = planned
-        self.heartbeat.digest = digest.hexdigest()
+        self.heartbeat.schedule = Schedule(digest.hexdigest(), planned)
         self.dispatch.set_entries(planned)
         self._progress.at = self._clock.elapsed()
 

@@ -65,6 +65,8 @@ class View:
     offset_us: int | None = None
     #: My schedule's place among those of the cluster; None before it is known.
     schedule: ScheduleEpoch | None = None
+    #: The longest TTL that any node goes by of which I know, in seconds.
+    longest_ttl_s: float = float("inf")
 
     @property
     def place(self) -> str | None:
@@ -94,7 +96,7 @@ class NodePool:
         #: Seconds between two looks at the members. A crash costs one TTL, counted from the last change seen, plus the
         #: time until that change was seen.
         self.poll_s = min(ttl_s / 20, 0.25)
-        self.view = View()
+        self.view = View(longest_ttl_s=ttl_s)
         self.schedule: ScheduleEpoch | None = None
         self._clock = clock
         self._pulses: dict[str, Pulse] = {}
@@ -209,6 +211,7 @@ class NodePool:
             watching_since=since,
             offset_us=self._time.offset_us,
             schedule=self.schedule,
+            longest_ttl_s=max(map(self._patience_s, self._pulses.values()), default=self.ttl_s),
         )
         return self.view
 
@@ -233,10 +236,10 @@ class NodePool:
         """Seconds after which a silent member is dead: the longer of its own TTL, in which it trusts, and mine."""
         return self.ttl_s if pulse.info is None else max(self.ttl_s, pulse.info.ttl_us / 1e6)
 
-    @property
-    def longest_ttl_s(self) -> float:
-        """The longest TTL that any node goes by of which this one knows."""
-        return max(map(self._patience_s, self._pulses.values()), default=self.ttl_s)
+    def patience_s(self, membership: str) -> float:
+        """Seconds after which a silent member is dead; for one that is not known, my own TTL."""
+        pulse = self._pulses.get(membership)
+        return self.ttl_s if pulse is None else self._patience_s(pulse)
 
     @property
     def beating(self) -> set[str]:

@@ -15,7 +15,10 @@ _STAMP_EVERY = 1000
 
 @dataclass
 class Progress:
-    """Each field is one attribute, written by one thread and read by the other: no lock is needed."""
+    """Each field is one attribute, written by one thread and read by the other: no lock is needed.
+
+    Both write `ready`, one of them at a time: the heartbeat clears it when it joins, and then the loop has no work.
+    """
 
     #: `Clock.elapsed` at the loop's last sign of life.
     at: float = 0.0

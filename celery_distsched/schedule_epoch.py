@@ -12,6 +12,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from celery_distsched.drivers.base import Driver, Swap
 from celery_distsched.record import NO_DATE_US
@@ -27,6 +28,14 @@ _PROBES = 7
 #: Beyond 104,000 entries more of the absent look present.
 _MOST_BYTES = 130_000
 _EMPTY = b"\0"
+
+
+class Schedule(NamedTuple):
+    """What a node has to run, as far as others must know."""
+
+    #: Of names and fingerprints.
+    digest: str = ""
+    names: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -129,21 +138,19 @@ def _filter(text: str) -> NameFilter:
     return NameFilter(b64decode(text, validate=True) or _EMPTY)
 
 
-def register(
-    driver: Driver, digest: str, names: Collection[str], live: Mapping[str, int], now_us: int
-) -> ScheduleEpoch | None:
+def register(driver: Driver, schedule: Schedule, live: Mapping[str, int], now_us: int) -> ScheduleEpoch | None:
     """Return the epoch of a schedule, after registering it where no live node has it; None: ask again.
 
     Args:
         driver: The store.
-        digest: That of the schedule.
-        names: Its entries.
+        schedule: The schedule.
         live: Digest → epoch of the schedules that live nodes have.
         now_us: Cluster time.
 
     Raises:
         StoreUnavailable: Whether it was registered is unknown; ask again.
     """
+    digest, names = schedule
     (text,) = driver.read([_KEY])
     newest = None if text is None else ScheduleEpoch.parse(text)
     if newest is not None and newest.digest == digest:

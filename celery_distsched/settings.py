@@ -145,8 +145,6 @@ def _concerns_reaching(option: str, scheme: str, *, tls: bool = False) -> bool:
 def _checked(name: str, value: Any) -> Any:
     try:
         return _CHECKS[name](value)
-    except ConfigError:
-        raise
     except (TypeError, ValueError) as exc:
         secret = name == "driver_options" or (name == "url" and any(sign in str(value) for sign in "@=:"))
         shown = f"a {type(value).__name__}" if secret else repr(value)

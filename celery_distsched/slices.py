@@ -75,15 +75,16 @@ class AmqpSlices:
     what = IN_SLICES
     why = "the broker is RabbitMQ"
 
-    def __init__(self, broker: Broker, channel: Any, timeout_s: float) -> None:
+    def __init__(self, broker: Broker, channel: Any, messages: Messages, timeout_s: float) -> None:
         """Take a channel over.
 
         Args:
             broker: Says what an error means.
             channel: Nobody else publishes on it, or the count of messages would be wrong.
+            messages: Makes what is written on it.
             timeout_s: For writing a slice, and again for its confirms.
         """
-        self.messages: Messages = None  # type: ignore[assignment]  # given as soon as the channel has its number
+        self.messages = messages
         self._broker = broker
         self._channel = channel
         self._timeout_s = timeout_s

@@ -179,7 +179,7 @@ class StoreLoss:
         remembers = before is not None
         # Whoever is behind in time must not wait for the hour of the mark to come: nothing is younger than now.
         age_s = max(0.0, (self._now_us() - generation.since_us) / 1e6)
-        now, ttl_s = self._clock.elapsed(), self._pool.longest_ttl_s
+        now, ttl_s = self._clock.elapsed(), self._pool.view.longest_ttl_s
         hold_s, wait_s = (0.0, ttl_s / 2) if generation.new and not remembers else (ttl_s, 2 * ttl_s)
         if before is not None:
             self._say(signs, started_anew=generation.found and generation.server != before.server)
@@ -206,7 +206,7 @@ class StoreLoss:
             "%s: putting back what it lacks and this node remembers; nothing is claimed until all nodes have, at most"
             " for %g s",
             what,
-            self._pool.longest_ttl_s,
+            self._pool.view.longest_ttl_s,
         )
 
     def _others_know_another(self, view: View) -> bool:

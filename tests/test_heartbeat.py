@@ -15,6 +15,7 @@ from celery_distsched.heartbeat import Heartbeat
 from celery_distsched.info import Info
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
+from celery_distsched.schedule_epoch import Schedule
 
 TTL_S = 5.0
 #: Trust ends so many seconds before the store could call the node dead.
@@ -67,7 +68,7 @@ class Node:
         self.pool = NodePool("me", TTL_S, self.clock)
         self.progress = Progress(at=self.clock.now)
         self.heart = Heartbeat(self.store, self.pool, self.clock, self.progress, host="here", cluster="ours")
-        self.heart.digest = "same"
+        self.heart.schedule = Schedule("same")
 
     @property
     def trusted_for_s(self) -> float:

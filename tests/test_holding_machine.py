@@ -144,6 +144,7 @@ class Cluster(RuleBasedStateMachine):
                 buried=frozenset(self.dead),
                 polled_at=self.clock.now,
                 watching_since=0.0,
+                longest_ttl_s=TTL_S,
             )
 
     def leaving(self, node: Node) -> None:

@@ -67,7 +67,7 @@ def test_an_entry_of_which_another_puts_back_less_is_not_done() -> None:
     mine, other = MemoryDriver(**place), MemoryDriver(**place)
     mine.join("me#1", "")
     pool = NodePool("me", TTL_S, clock)
-    pool.view = View(me="me#1", offset_us=10**15, trusted_until=float("inf"))
+    pool.view = View(me="me#1", offset_us=10**15, trusted_until=float("inf"), longest_ttl_s=TTL_S)
     ledger = new_ledger(mine, pool, progress, clock, first=Record(10))
     ledger.records.me = "me#1"
     loss = StoreLoss(mine, ledger, pool, progress, clock, lambda: [NAME])

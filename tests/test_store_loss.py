@@ -8,7 +8,6 @@ from uuid import uuid4
 import pytest
 
 from celery_distsched.drivers import Answer, StoreUrl, Swap
-from celery_distsched.drivers.base import Member
 from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.holding import Move
@@ -59,7 +58,7 @@ class Node:
             StoreUrl.parse("memory://loss"), namespace=shop.namespace, ttl_s=TTL_S, timeout_s=1.0
         )
         self.pool, self.progress = NodePool(name, TTL_S, shop.clock), Progress()
-        self.begins_at, self.offset_us = 10, 10**15
+        self.begins_at, self.offset_us, self.longest_ttl_s = 10, 10**15, TTL_S
         settings = Settings(StoreUrl("test"), node_ttl=TTL_S)
         self.ledger = Ledger(
             self.driver,
@@ -84,7 +83,13 @@ class Node:
             for node in self.shop.nodes
             if node.me in self.driver.members()
         }
-        self.pool.view = View(me=self.me or None, alive=alive, offset_us=self.offset_us, trusted_until=float("inf"))
+        self.pool.view = View(
+            me=self.me or None,
+            alive=alive,
+            offset_us=self.offset_us,
+            trusted_until=float("inf"),
+            longest_ttl_s=self.longest_ttl_s,
+        )
 
     def tick(self) -> None:
         """What a tick does before it claims; the entry belongs to everybody."""
@@ -133,9 +138,8 @@ def test_in_a_ledger_that_looks_new_nothing_starts_for_half_a_ttl(shop: Shop) ->
 def test_in_a_ledger_that_looks_new_nothing_starts_for_half_of_the_longest_ttl(shop: Shop) -> None:
     """One of a longer TTL, as before a deploy, may take so long to see what has happened."""
     hasty = shop.node("hasty")
+    hasty.longest_ttl_s = 3 * TTL_S
     hasty.join()
-    patient = Info("host", 0, "same", "cluster", True, 0, ttl_us=round(3 * TTL_S * 1e6))
-    hasty.pool.observe({"patient#1": Member("1", patient.text())}, "same")
     run(shop, 1.5 * TTL_S - 0.1, [hasty])
     assert shop.record() is None
     run(shop, 0.3, [hasty])

@@ -66,7 +66,7 @@ class Node:
         """As a renewal does that was sent now."""
         dead = frozenset({DEAD})
         until = self.clock.now + TTL_S
-        self.pool.view = View(me=ME, offset_us=10**15, trusted_until=until, dead=dead, buried=dead)
+        self.pool.view = View(me=ME, offset_us=10**15, trusted_until=until, dead=dead, buried=dead, longest_ttl_s=TTL_S)
 
     def tick(self, reads_take_s: float) -> dict[str, str]:
         """Look at trust, then do what reads and writes; returns what it has written."""

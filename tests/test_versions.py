@@ -21,7 +21,7 @@ from celery_distsched.drivers import StoreUrl
 from celery_distsched.drivers.memory import MemoryDriver
 from celery_distsched.fingerprint import fingerprint
 from celery_distsched.record import Record, Version, may_claim, version_of
-from celery_distsched.schedule_epoch import NameFilter, ScheduleEpoch, register
+from celery_distsched.schedule_epoch import NameFilter, Schedule, ScheduleEpoch, register
 
 NOW_US = 1_800_000_000_000_000
 
@@ -179,7 +179,7 @@ def registered() -> Callable[..., ScheduleEpoch]:
     driver = MemoryDriver(StoreUrl.parse("memory://epochs"), namespace=uuid4().hex, ttl_s=5.0, timeout_s=1.0)
 
     def call(digest: str, names: str, live: dict[str, int] | None = None) -> ScheduleEpoch:
-        found = register(driver, digest, names.split(), live or {}, NOW_US)
+        found = register(driver, Schedule(digest, names.split()), live or {}, NOW_US)
         assert found is not None
         return found
 
@@ -225,7 +225,7 @@ def test_a_register_that_is_garbage_is_written_anew() -> None:
     for garbage in ("", "[]", "[" * 5000, *numbers, '{"epoch": 1}', '{"epoch":1,"digest":"x","since":0,"names":"*"}'):
         (text,) = driver.read(["\0schedule"])
         driver.swap([Swap("\0schedule", text, garbage)])
-        found = register(driver, "one", ["a"], {}, NOW_US)
+        found = register(driver, Schedule("one", ["a"]), {}, NOW_US)
         assert found is not None
         assert not found.is_back("a")
 

@@ -75,14 +75,14 @@ def test_an_entry_that_was_edited_in_place_is_noticed_with_the_next_change(
     beat = cluster.beat({"a": HOURLY, "b": HOURLY})
     beat.tick_until(lambda: beat.ready)
     before = dict(beat.scheduler._planned)
-    digest = beat.inner.heartbeat.digest
+    digest = beat.inner.heartbeat.schedule.digest
     edit(beat.scheduler.schedule["a"])
     beat.scheduler.add(name="new", task="t", schedule=schedule(3600))
     beat.tick()
     after = beat.scheduler._planned
     assert after["a"].fingerprint != before["a"].fingerprint
     assert after["b"] is before["b"]
-    assert beat.inner.heartbeat.digest != digest
+    assert beat.inner.heartbeat.schedule.digest != digest
 
 
 def test_an_interval_that_was_edited_in_place_has_its_next_run_by_the_new_one(

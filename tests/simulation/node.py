@@ -15,17 +15,18 @@ from celery_distsched.drivers.base import Push
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.heartbeat import Heartbeat
 from celery_distsched.holding import Phase
+from celery_distsched.interrupts import _PATIENCE_S
+from celery_distsched.node import _TAKING_ON_S
 from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
+from celery_distsched.schedule_epoch import Schedule
+from celery_distsched.scheduler import _FAREWELL_S
 from tests.simulation.promises import Promises
 from tests.simulation.store import SimulatedDriver
 from tests.simulation.world import EPOCH_S, Process, Thread, World
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
-
-#: How long `close` waits for the farewell, a signal for the end of a slice, and a node for others to have its share.
-_FAREWELL_S, _PATIENCE_S, _HAND_OVER_S = 0.9, 0.5, 0.5
 
 
 class NodeClock(Clock):
@@ -164,7 +165,7 @@ class Node(Victim):
         self.heartbeat = Heartbeat(self.driver, self.pool, self.clock, progress, host=host, cluster="c")
         self.progress = progress
         self.entries = cluster.entries_of(version)
-        self.heartbeat.digest, self.heartbeat.names = f"v{version}", tuple(self.entries)
+        self.heartbeat.schedule = Schedule(f"v{version}", tuple(self.entries))
         self.dispatch.set_entries(self.entries)
         self._note_losses()
         self._beats = self.process.thread(self._beat)
@@ -222,7 +223,7 @@ class Node(Victim):
         if len(self.pool.view.ring.nodes) > 1:
             self.heartbeat.leaving = True
             self._beats.interrupt()
-            self.world.after(_HAND_OVER_S, self._close)
+            self.world.after(self.pool.poll_s + _TAKING_ON_S, self._close)
         else:
             self._close()
 
@@ -293,7 +294,7 @@ class Node(Victim):
             time.offset_us += moved_us
         if pool.view.offset_us is not None:
             pool.view = replace(pool.view, offset_us=pool.view.offset_us + moved_us)
-        silent_since = self.clock.elapsed() - pool.longest_ttl_s
+        silent_since = self.clock.elapsed() - pool.view.longest_ttl_s
         pool._pulses = {
             member: pulse if pulse.seen_at > silent_since else pulse._replace(seen_at=pulse.seen_at - seconds)
             for member, pulse in pool._pulses.items()

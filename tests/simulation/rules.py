@@ -221,7 +221,7 @@ def _() -> Any:
 
 @_rule("a write that may arrive late is made void before anything is put back")
 def _() -> Any:
-    return patch.object(Ledger, "unheard", property(lambda self: False, lambda self, value: None), create=True)
+    return patch.object(Records, "unheard", property(lambda self: False, lambda self, value: None), create=True)
 
 
 # Time, and what is due
