@@ -22,7 +22,7 @@ test long figures $(CELERIES:%=matrix-%): export PYTHONHASHSEED := 0
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/.all ## several beats share one schedule, and one is killed; STORE=sqlite (default), redis, etcd or consul
+demo: .venv/.all ## several beats share one schedule, and one is killed; STORE=sqlite (default), redis+zset, redis+scan, etcd or consul
 	@[ "$(STORE)" = sqlite ] || .ci/servers.sh "$(STORE)"
 	@exec .venv/bin/python -m example_project.demo --store "$(STORE)"
 

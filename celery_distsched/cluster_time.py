@@ -82,7 +82,7 @@ class ClusterTime:
             self.offset_us = first
         else:
             # Of two clocks neither outvotes the other: cluster time goes on as it was.
-            clocks = [own, *{node_of(m): max(walls) for m, walls in self._walls.items()}.values()]
+            clocks = [own, *{node_of(m): max(offsets) for m, offsets in self._walls.items()}.values()]
             agreed = 2 * sum(abs(first - clock) <= _STEP_US for clock in clocks) > len(clocks)
             if self._store is not None:
                 # My own host may have stood still, or its clock gone wrong while it slept, and nobody else's.

@@ -61,7 +61,9 @@ class PlannedEntry:
     last_us: int | None = None
 
 
-def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) -> tuple[Any, Mapping[str, Any]]:
+def make_entry(
+    name: str, given: Any, app: Celery, settings: Settings, entry_class: Any
+) -> tuple[Any, Mapping[str, Any]]:
     """Return the Celery entry for one item of ``beat_schedule``, and our own keys that were in it.
 
     Raises:
@@ -105,7 +107,7 @@ def make_entry(name: str, given: Any, app: Celery, settings: Settings, of: Any) 
     try:
         if type(celery_keys["schedule"]) in (int, float):
             celery_keys["schedule"] = _interval(celery_keys["schedule"])
-        entry = of(**celery_keys, name=name, app=app)
+        entry = entry_class(**celery_keys, name=name, app=app)
         _check_serializable(entry, app)
     except ConfigError:
         raise

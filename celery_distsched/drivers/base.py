@@ -72,7 +72,7 @@ class Driver(ABC):
     A driver is passive: it owns connections and no thread, no timer, no retry loop and no policy.
     Each method makes one attempt, bounded by ``timeout_s`` seconds, and says what happened.
 
-    Every driver promises (`celery_distsched.testing.DriverContract` checks each line):
+    Every driver promises (`celery_distsched.testing.DriverContract` checks all but 9 and 10, `WireContract` these too):
 
     1.  The constructor does no I/O; the first call connects.
     2.  After `join` or `renew` returns, the membership is in every reader's `members`, and its pulse differs

@@ -45,14 +45,14 @@ def summary(report: Report, gaps: Sequence[Gap], scene: Scene, ttl_s: float) -> 
         lines.append(
             [(f"    {report.same_id} messages came again under the task id that they had before", Style.PLAIN)]
         )
+    if report.excused:
+        why = "sent again: their beat was killed between sending them and noting it, which a worker sees by the id"
+        lines.append([(f"    {len(report.excused)} of these {why}", Style.PLAIN)])
     missed = {entry for entry, _ in report.lost}
     for entry in scene.expected.keys() - scene.runs.last.keys() - missed:
         lines.append([(f"    {entry} was not due in this time", Style.DIM)])
     for what, occurrences in (("lost", report.lost), ("doubled", report.doubled), ("off schedule", report.strays)):
         lines += [[(f"      {what}: {text}", Style.RED)] for text in _named(occurrences)]
-    if report.excused:
-        why = "sent again: their beat was killed between sending them and noting it, which a worker sees by the id"
-        lines.append([(f"    {len(report.excused)} of these {why}", Style.PLAIN)])
     verdict = ("Nothing lost, nothing doubled.", Style.GREEN) if report.clean else ("This is not clean.", Style.RED)
     if report.clean and report.excused:
         verdict = ("Nothing lost, and nothing doubled without its reason.", Style.GREEN)

@@ -83,7 +83,13 @@ def test_an_occurrence_has_one_task_id(chaos: Chaos) -> None:
 def test_an_occurrence_comes_twice_only_where_its_sender_could_not_confirm_it(chaos: Chaos, figure: Figure) -> None:
     doubled = chaos.sent.doubled_without_cause(chaos.hurts)
     resent, runs = len(chaos.sent.doubled()) - len(doubled), len(chaos.sent.messages)
-    figure.runs("one claim", chaos.store, len(doubled), runs, f"runs claimed by two; {chaos.hurt}")
+    figure.runs(
+        "one claim",
+        chaos.store,
+        len(doubled),
+        runs,
+        f"runs that came twice though one sender could have confirmed; {chaos.hurt}",
+    )
     figure.also("at least once", chaos.store, resent, runs, "runs sent again, since their sender could not confirm")
     assert not doubled, f"{doubled}{chaos.story}"
 
