@@ -39,6 +39,13 @@ def as_datetime(instant_us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=instant_us)
 
 
+def instant_of(moment: datetime) -> int:
+    """Return a datetime as an instant; a naive one is UTC, as in Celery's schedules."""
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
 def iso(instant_us: int) -> str:
     """Return an instant as ISO 8601 in UTC, as it goes into headers and logs."""
     return as_datetime(instant_us).isoformat()

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from celery.beat import BeatLazyFunc, ScheduleEntry
 from celery.schedules import crontab
 from kombu.serialization import dumps
 
+from celery_distsched.clock import instant_of
 from celery_distsched.errors import ConfigError
 from celery_distsched.fingerprint import fingerprint
 from celery_distsched.hooks import own
@@ -35,7 +36,6 @@ _CELERY_KEYS = ("task", "schedule", "args", "kwargs", "options", "relative")
 #: Where it is kept among our keys, if the user gave one. It is no part of what tells versions of an entry apart: it may
 #: be "now", and then differs in each process.
 _LAST_RUN_AT = "last_run_at"
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _ACCEPTED = frozenset((*_CELERY_KEYS, "app", "last_run_at", "total_run_count"))
 #: What nearly every entry has of our keys.
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -136,9 +136,7 @@ def _holds_set(value: Any) -> bool:
 def _instant(last_run_at: Any) -> int:
     if not isinstance(last_run_at, datetime):
         raise ConfigError(f"'last_run_at' is {last_run_at!r}: a datetime was expected")
-    # As Celery takes it.
-    aware = last_run_at if last_run_at.tzinfo else last_run_at.replace(tzinfo=timezone.utc)
-    return (aware - _EPOCH) // timedelta(microseconds=1)
+    return instant_of(last_run_at)
 
 
 def _check_name(name: Any) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from celery_distsched.drivers.base import Member
-from celery_distsched.drivers.redis_ledger import RedisDriver, Script
+from celery_distsched.drivers.redis_driver import RedisDriver, Script
 
-_SHOW = Script("run_id.lua", "scan_show.lua")
 _MEMBERS = Script("scan_members.lua")
-_REMOVE = Script("scan_remove.lua")
 
 
 class RedisScanDriver(RedisDriver):
@@ -21,6 +19,8 @@ class RedisScanDriver(RedisDriver):
     - ``ledger`` → hash of entry → record; stays.
     """
 
+    show_script = Script("run_id.lua", "scan_show.lua")
+    remove_script = Script("scan_remove.lua")
     swap_script = Script("run_id.lua", "scan_is_member.lua", "swap.lua")
     push_script = Script("scan_is_member.lua", "claim_and_push.lua")
 
@@ -28,21 +28,11 @@ class RedisScanDriver(RedisDriver):
     def _index(self) -> str:
         return f"{self._prefix}nodes"
 
+    def _keys(self, membership: str) -> list[str]:
+        return [self._index, self._fence_key(membership)]
+
     def _fence_key(self, membership: str) -> str:
         return f"{self._prefix}node:{membership}"
-
-    def join(self, membership: str, info: str) -> int:
-        return self._show(membership, info, "join")
-
-    def renew(self, membership: str, info: str) -> int:
-        return self._show(membership, info, "renew")
-
-    def _show(self, membership: str, info: str, how: str) -> int:
-        keys = [self._index, self._fence_key(membership)]
-        with self._connected() as client:
-            known = self.incarnation if how == "renew" else ""
-            answer = self._run(_SHOW, client, keys, membership, info, self._kept_ms, how, known)
-        return self._shown(answer, membership)
 
     def members(self) -> dict[str, Member]:
         with self._connected() as client:
@@ -55,8 +45,3 @@ class RedisScanDriver(RedisDriver):
             else:
                 self._strangers.name(self._fence_key(membership), "is not a membership")
         return members
-
-    def remove(self, membership: str, pulse: str | None = None) -> bool:
-        keys = [self._index, self._fence_key(membership)]
-        with self._connected() as client:
-            return bool(_REMOVE.run(client, keys, membership, pulse or ""))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from celery_distsched.drivers.base import Member
-from celery_distsched.drivers.redis_ledger import RedisDriver, Script
+from celery_distsched.drivers.redis_driver import RedisDriver, Script
 
-_SHOW = Script("run_id.lua", "zset_show.lua")
 _MEMBERS = Script("zset_members.lua")
-_REMOVE = Script("zset_remove.lua")
 
 
 class RedisZsetDriver(RedisDriver):
@@ -23,6 +21,8 @@ class RedisZsetDriver(RedisDriver):
     The pulse is the score: each renewal raises it.
     """
 
+    show_script = Script("run_id.lua", "zset_show.lua")
+    remove_script = Script("zset_remove.lua")
     swap_script = Script("run_id.lua", "zset_is_member.lua", "swap.lua")
     push_script = Script("zset_is_member.lua", "claim_and_push.lua")
 
@@ -30,33 +30,15 @@ class RedisZsetDriver(RedisDriver):
     def _nodes(self) -> str:
         return f"{self._prefix}nodes"
 
-    @property
-    def _infos(self) -> str:
-        return f"{self._prefix}infos"
+    def _keys(self, membership: str = "") -> list[str]:
+        return [self._nodes, f"{self._prefix}infos"]
 
     def _fence_key(self, membership: str) -> str:
         return self._nodes
 
-    def join(self, membership: str, info: str) -> int:
-        return self._show(membership, info, "join")
-
-    def renew(self, membership: str, info: str) -> int:
-        return self._show(membership, info, "renew")
-
-    def _show(self, membership: str, info: str, how: str) -> int:
-        with self._connected() as client:
-            known = self.incarnation if how == "renew" else ""
-            keys = [self._nodes, self._infos]
-            answer = self._run(_SHOW, client, keys, membership, info, self._kept_ms, how, known)
-        return self._shown(answer, membership)
-
     def members(self) -> dict[str, Member]:
         with self._connected() as client:
-            scores, shown = _MEMBERS.run(client, [self._nodes, self._infos])
+            scores, shown = _MEMBERS.run(client, self._keys())
         infos = dict(zip(shown[::2], shown[1::2], strict=True))
         pulses = zip(scores[::2], map(float, scores[1::2]), strict=True)
         return {membership: Member(f"{pulse:.0f}", infos.get(membership, "")) for membership, pulse in pulses}
-
-    def remove(self, membership: str, pulse: str | None = None) -> bool:
-        with self._connected() as client:
-            return bool(_REMOVE.run(client, [self._nodes, self._infos], membership, pulse or ""))

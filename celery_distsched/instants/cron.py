@@ -13,11 +13,11 @@ from zoneinfo import ZoneInfo, available_timezones
 from celery.schedules import BaseSchedule, schedstate
 from croniter import CroniterBadDateError, croniter
 
+from celery_distsched.clock import instant_of
 from celery_distsched.instants.rule import SECOND_US
 from celery_distsched.instants.wall_clock import WallClock, WallTimes, bits
 from celery_distsched.instants.zone import Zone
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _FIELDS = "5 fields (minute hour day-of-month month day-of-week), or 6 with the seconds first"
 _ALIASES = ("@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly")
 _RANDOM_OR_HASHED = re.compile(r"(?i)(^|,)[rh]($|[(/,])")
@@ -63,8 +63,8 @@ class cron(BaseSchedule):  # type: ignore[misc]  # noqa: N801 - stands beside ce
     def is_due(self, last_run_at: datetime) -> schedstate:
         """Return whether a match has passed since the last run, and the seconds until the next one."""
         rule = self.rule()
-        now_us = _instant(self.now())
-        missed = rule.after(_instant(last_run_at))
+        now_us = instant_of(self.now())
+        missed = rule.after(instant_of(last_run_at))
         due = missed is not None and missed <= now_us
         deadline_s = self.app.conf.beat_cron_starting_deadline
         if due and deadline_s is not None:
@@ -74,7 +74,7 @@ class cron(BaseSchedule):  # type: ignore[misc]  # noqa: N801 - stands beside ce
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         """Return how far ahead the first match after the last run is; negative if it has passed."""
-        return _ahead(self.rule(), _instant(last_run_at), _instant(self.now()))
+        return _ahead(self.rule(), instant_of(last_run_at), instant_of(self.now()))
 
     def __repr__(self) -> str:
         return f"<cron: {self.expression}{f' ({self._own_tz})' if self._own_tz else ''}>"
@@ -98,13 +98,6 @@ class cron(BaseSchedule):  # type: ignore[misc]  # noqa: N801 - stands beside ce
 @lru_cache(maxsize=4096)
 def _rule(times: WallTimes, zone: Zone, wildcard: bool) -> WallClock:
     return WallClock(times, zone.tz, wildcard=wildcard)
-
-
-def _instant(moment: datetime) -> int:
-    """Return a datetime as an instant; a naive one is UTC, as in Celery's schedules."""
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def _ahead(rule: WallClock, last_us: int, now_us: int) -> timedelta:

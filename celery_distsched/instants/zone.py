@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import tzinfo
 from typing import NamedTuple
 
 from celery.utils.time import LocalTimezone
 
+from celery_distsched.clock import as_datetime
 from celery_distsched.instants.rule import DAY_US, LATEST_US, SECOND_US
 
 # About 407 days: what is found out, and kept, in one go.
@@ -120,7 +121,7 @@ class Zone:
         if isinstance(self.tz, LocalTimezone):
             # Celery's stand-in for the system's zone takes UTC for local time near a change; the system knows better.
             return time.localtime(instant_s).tm_gmtoff
-        moment = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=instant_s)
+        moment = as_datetime(instant_s * SECOND_US)
         offset = moment.astimezone(self.tz).utcoffset()
         if offset is None:
             raise ValueError(f"the timezone {self.tz!r} does not say how far it is from UTC")

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from celery_distsched import fast_way, message_kinds
-from celery_distsched.drivers.redis_ledger import RedisDriver
+from celery_distsched.drivers.redis_driver import RedisDriver
 from celery_distsched.fast_way import FastWay
 from tests.same_redis.sending import run
 from tests.same_redis.storm import IN_FORCE, NOT_IN_FORCE

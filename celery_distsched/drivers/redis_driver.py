@@ -1,4 +1,4 @@
-"""What the two Redis drivers share: scripts, keys and the ledger."""
+"""What the two Redis drivers share: scripts, and all but the form in which nodes show that they live."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Script:
 
 
 class RedisDriver(Driver):
-    """A connection and the ledger; subclasses add the membership.
+    """A connection, the ledger, and the membership but for its form, which subclasses add.
 
     Keyspace: every key begins with ``distsched:{<namespace, percent-encoded>}:``, and what is in the braces is the
     hash tag of Redis Cluster, so that one script may reach all of them. ``…ledger`` → hash of entry → record; stays.
@@ -86,6 +86,9 @@ class RedisDriver(Driver):
 
     options = OPTIONS
 
+    #: A join or a renewal, and the end of a membership.
+    show_script: ClassVar[Script]
+    remove_script: ClassVar[Script]
     #: The swap, with this driver's way to tell whether the fence is there.
     swap_script: ClassVar[Script]
     #: The same for claiming and pushing in one step.
@@ -105,8 +108,31 @@ class RedisDriver(Driver):
         self._client: Any = self._new_client()
 
     @abstractmethod
+    def _keys(self, membership: str) -> list[str]:
+        """Return the keys that hold a membership."""
+
+    @abstractmethod
     def _fence_key(self, membership: str) -> str:
         """Return the key that the swap's fence looks at."""
+
+    def join(self, membership: str, info: str) -> int:
+        return self._show(membership, info, "join", "")
+
+    def renew(self, membership: str, info: str) -> int:
+        return self._show(membership, info, "renew", self.incarnation)
+
+    def _show(self, membership: str, info: str, how: str, known: str) -> int:
+        keys = self._keys(membership)
+        with self._connected() as client:
+            answer = self._run(self.show_script, client, keys, membership, info, self._kept_ms, how, known)
+        if answer is None:
+            raise LeaseLost(f"{membership} is not a member any more")
+        seconds, microseconds, self.incarnation = answer
+        return int(seconds) * 1_000_000 + int(microseconds)
+
+    def remove(self, membership: str, pulse: str | None = None) -> bool:
+        with self._connected() as client:
+            return bool(self.remove_script.run(client, self._keys(membership), membership, pulse or ""))
 
     def read(self, keys: Sequence[str]) -> list[str | None]:
         if not keys:
@@ -243,13 +269,6 @@ class RedisDriver(Driver):
         # now is closed with the last reference to it.
         client, self._client = self._client, self._new_client()
         client.connection_pool.disconnect(inuse_connections=False)
-
-    def _shown(self, answer: Sequence[str] | None, membership: str) -> int:
-        """Return the time of a join or renewal in µs since the epoch, and note the server."""
-        if answer is None:
-            raise LeaseLost(f"{membership} is not a member any more")
-        seconds, microseconds, self.incarnation = answer
-        return int(seconds) * 1_000_000 + int(microseconds)
 
     @contextmanager
     def _connected(self) -> Iterator[Any]:
