@@ -140,24 +140,28 @@ class Dispatch:
         with self._interrupts.held():
             self.ticking = True
             self._progress.at = self._clock.elapsed()
-            try:
-                if self._pool.trusted() and not self.closed:
-                    self._work(self._pool.view)
-                elif not self.closed:
-                    self._outbox.reopen()
-            except (StoreUnavailable, LeaseLost) as exc:
-                # The heartbeat meets the same store; it reports the outage, once, and its end.
-                logger.debug("this tick ends early: %s", exc)
-                if not self.closed:
-                    # What is on its way to the broker has nothing to do with the store. When this node is back, it may
-                    # be somebody else's.
-                    self._outbox.land()
+            if not self.closed:
+                self._do_what_can_be_done()
             self.records.tally.lines.sum_up()
             self._agenda.lines.sum_up()
             self._progress.ticks += 1
             self._progress.at = self._clock.elapsed()
             self.ticking = False
         return self._seconds_to_next()
+
+    def _do_what_can_be_done(self) -> None:
+        try:
+            if self._pool.trusted():
+                self._work(self._pool.view)
+            else:
+                self._outbox.reopen()
+        except (StoreUnavailable, LeaseLost) as exc:
+            # The heartbeat meets the same store; it reports the outage, once, and its end.
+            logger.debug("this tick ends early: %s", exc)
+            if not self.closed:
+                # What is on its way to the broker has nothing to do with the store. When this node is back, it may be
+                # somebody else's.
+                self._outbox.land()
 
     def next_s(self) -> float:
         """Seconds until something of this node's share falls due; negative: it has; infinity: nothing will."""

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from celery_distsched.clock import Clock, microseconds
-from celery_distsched.drivers.base import Driver
+from celery_distsched.drivers.base import Driver, Member
 from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
+from celery_distsched.fitness import Fitness
 from celery_distsched.info import Info, live_epochs
 from celery_distsched.node_pool import NodePool, View, free_ordinal
 from celery_distsched.outage import Outage
@@ -42,7 +43,6 @@ class Heartbeat:
         self._host = host
         self._cluster = cluster
         self._renew_s = pool.ttl_s / 5
-        self._stall_s = min(pool.ttl_s / 10, 0.5)
         self._joins = 0
         self._ordinal: int | None = None
         #: Who was dead when this node joined, and whether it has waited to see that.
@@ -52,8 +52,7 @@ class Heartbeat:
         self._renewed_state: tuple[bool, str] = (False, "")
         self._rejoin_after_tick = -1
         self._outage = Outage(driver.url.masked, clock)
-        self._stalled = False
-        self._able = True
+        self._fitness = Fitness(pool, progress, self._outage, clock)
         #: What it last failed with that nobody has thought of.
         self._failed = ""
         #: Reported as dead; what cannot be removed is not reported again at each poll.
@@ -113,6 +112,21 @@ class Heartbeat:
         return min(self.pool.poll_s, max(0.0, self.pool.next_death() - self._clock.elapsed()))
 
     def _beat(self) -> None:
+        me = self._join_or_renew()
+        members = self.driver.members()
+        view = self.pool.observe(members, self.schedule.digest)
+        if me is not None:
+            view = self._take_place(me, members, view)
+        self._bury(members, view)
+        # Where writing fails and reading does not (a full disk, a lock), an answer to a read says nothing.
+        if self._outage.lasts and self._renewed_at > self._outage.met_at:
+            self._outage.over()
+        if me is not None and not self._asked_for_warnings:
+            self._asked_for_warnings = True
+            self._pass_on_warnings()
+
+    def _join_or_renew(self) -> str | None:
+        """Return the membership that I have now; None: none."""
         me = self.pool.view.me
         if me is not None and me == self._progress.outlived and not self.leaving:
             logger.warning("leaving the membership %s: what was written under it must not arrive any more", me)
@@ -120,28 +134,32 @@ class Heartbeat:
             me = None
         if me is None:
             # After a loss the loop must have gone round once: a stuck node would only come back to be lost again.
-            if self._fit() and not self.leaving and self._progress.ticks > self._rejoin_after_tick:
+            if self._fitness.fit() and not self.leaving and self._progress.ticks > self._rejoin_after_tick:
                 me = self._join()
-        elif self._fit() and self._renewal_due():
+        elif self._fitness.fit() and self._renewal_due():
             asked_at = self._clock.elapsed()
             state = self._state()
             store_us = self.driver.renew(me, self._info(*state).text())
             self._renewed(me, asked_at, store_us, state)
-        members = self.driver.members()
-        view = self.pool.observe(members, self.schedule.digest)
-        if me is not None:
-            # Two that joined at the same moment have not seen each other before: the later by name gives way. (All
-            # are given time when this node joins, also the dead that nobody has removed yet.)
-            earlier = {other: info for other, info in view.alive.items() if other < me}
-            for other in self._dead_before - self.pool.beating:
-                earlier.pop(other, None)
-            self._refuse_strangers(earlier)
-            if not self._registered() and view.offset_us is not None and self._register(view):
-                view = self.pool.observe(members, self.schedule.digest)
-                self.wake()
-            self._agree_on_epoch(view)
+        return me
+
+    def _take_place(self, me: str, members: Mapping[str, Member], view: View) -> View:
+        """Among those of my app and broker, with the number of my schedule; return the view with that."""
+        # Two that joined at the same moment have not seen each other before: the later by name gives way. (All
+        # are given time when this node joins, also the dead that nobody has removed yet.)
+        earlier = {other: info for other, info in view.alive.items() if other < me}
+        for other in self._dead_before - self.pool.beating:
+            earlier.pop(other, None)
+        self._refuse_strangers(earlier)
+        if not self._registered() and view.offset_us is not None and self._register(view):
+            view = self.pool.observe(members, self.schedule.digest)
+            self.wake()
+        self._agree_on_epoch(view)
+        return view
+
+    def _bury(self, members: Mapping[str, Member], view: View) -> None:
+        """A dead node's fence must be void before anybody takes over what it has claimed."""
         self._buried &= view.dead
-        # A dead node's fence must be void before anybody takes over what it has claimed.
         for membership in view.dead.intersection(members):
             if not self.driver.remove(membership, members[membership].pulse):
                 # It has renewed since it was looked at, and trusts in that: the next look sees it alive.
@@ -156,12 +174,6 @@ class Heartbeat:
                     self.pool.patience_s(membership),
                 )
                 self._say_if_heirless(membership, Info.parse(members[membership].info), view)
-        # Where writing fails and reading does not (a full disk, a lock), an answer to a read says nothing.
-        if self._outage.lasts and self._renewed_at > self._outage.met_at:
-            self._outage.over()
-        if me is not None and not self._asked_for_warnings:
-            self._asked_for_warnings = True
-            self._pass_on_warnings()
 
     @staticmethod
     def _say_if_heirless(membership: str, dead: Info | None, view: View) -> None:
@@ -180,30 +192,6 @@ class Heartbeat:
         except StoreUnavailable as exc:
             # Not everybody may ask the store about itself.
             logger.debug("the store could not be asked about itself: %s", exc)
-
-    def _fit(self) -> bool:
-        now = self._clock.elapsed()
-        stalled = now - self._progress.at > self._stall_s
-        # While the store is away the loop waits for it, for which enough has been said.
-        still_s = 0.0 if self._outage.lasts else now - max(self._progress.at, self._outage.over_at)
-        if stalled and not self._stalled and still_s > 2 * self._stall_s:
-            self._stalled = True
-            logger.warning(
-                "the scheduler loop has stood still for %.2g s: not renewing, so other nodes take over in %g s",
-                now - self._progress.at,
-                self.pool.view.longest_ttl_s,
-            )
-        elif not stalled and self._stalled:
-            self._stalled = False
-            logger.warning("the scheduler loop moves again")
-        able = self._progress.able
-        if self._able and not able:
-            logger.warning(
-                "without the broker this node does not renew its membership: one that reaches it takes over in %g s",
-                self.pool.view.longest_ttl_s,
-            )
-        self._able = able
-        return not stalled and able
 
     def _renewal_due(self) -> bool:
         due = self._clock.elapsed() - self._renewed_at >= self._renew_s
