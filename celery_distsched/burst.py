@@ -47,7 +47,7 @@ class Burst:
         ledger: Ledger,
         outbox: Outbox,
         clock: Clock,
-        fast_way: FastWay | None,
+        fast_way: FastWay,
         most: int,
         *,
         may_go_on: Callable[[], bool],
@@ -89,7 +89,7 @@ class Burst:
             try:
                 while outbox.open and self._may_go_on() and self._clock.elapsed() < until:
                     same_redis, most = self._lane_and_slice()
-                    if self._fast_way is not None and (why := self._fast_way.out_of_reach):
+                    if why := self._fast_way.out_of_reach:
                         logger.error("nothing new is claimed for now, since %s", why)
                         outbox.close(self._clock.elapsed())
                         return
@@ -143,8 +143,6 @@ class Burst:
 
     def _lane_and_slice(self) -> tuple[SameRedis | None, int]:
         """Return what claims and pushes in one step, if anything does, and how many entries to claim in one go."""
-        if self._fast_way is None:
-            return None, self._slice
         now = self._clock.elapsed()
         # One look decides all of it: two need not find the same.
         same_redis = self._fast_way.same_redis(now)
@@ -154,12 +152,10 @@ class Burst:
 
     def _enqueues(self, same_redis: SameRedis | None) -> Callable[[str], bool]:
         """Return what says of an entry whether it is claimed and pushed in one step."""
-        return _nothing if same_redis is None or self._fast_way is None else self._fast_way.takes
+        return _nothing if same_redis is None else self._fast_way.takes
 
     def _enqueue(self, claims: dict[str, Move], same_redis: SameRedis) -> None:
         """Claim and push in one step those that were made ready for it, and take them out."""
-        if self._fast_way is None:
-            return
         moves = {name: claims.pop(name) for name in [name for name, move in claims.items() if move.enqueue]}
         messages = self._fast_way.messages({name: move.claimed for name, move in moves.items()})
         if moves and not messages:
@@ -177,7 +173,7 @@ class Burst:
     def _land(self) -> None:
         """Take in what became of the call that is on its way, if one is."""
         flight, self._flight = self._flight, None
-        if flight is None or self._fast_way is None:
+        if flight is None:
             return
         batch, landing = flight
         try:

@@ -63,8 +63,8 @@ class Dispatch:
         *,
         send: Callable[[PlannedEntry, int, int], Outcome],
         probe: Callable[[], bool],
+        fast_way: FastWay,
         is_due: Callable[[ScheduleEntry], Any] = ScheduleEntry.is_due,
-        fast_way: FastWay | None = None,
         interrupts: Interrupts | None = None,
     ) -> None:
         self.closed = False
@@ -132,8 +132,7 @@ class Dispatch:
             self._places = self._places.changed(removed, self._progress.along(added, self._clock))
         self._changed |= {name for name in share & entries.keys() if before.get(name) is not entries[name]}
         self._followed = None
-        if self._fast_way is not None:
-            self._fast_way.set_entries(entries)
+        self._fast_way.set_entries(entries)
 
     def tick(self) -> float:
         """Do all that can be done now; returns the seconds until there may be more."""
@@ -207,7 +206,7 @@ class Dispatch:
     def _look_ahead(self) -> None:
         """Find out, before anything is due, which way messages go. That takes longer than all else of an idle tick."""
         now = self._clock.elapsed()
-        if self._fast_way is None or not self._outbox.open or not self._may_go_on():
+        if not self._outbox.open or not self._may_go_on():
             return
         if now >= self._look_at or self._fast_way.surveying:
             self._look_at = now + _LOOK_S
@@ -275,8 +274,7 @@ class Dispatch:
     def _seconds_to_next(self) -> float:
         if not self._pool.trusted() or self.records.unread or not self._settled:
             return _UNSETTLED_SLEEP_S
-        surveying = self._fast_way is not None and self._fast_way.surveying
-        longest_s = _SURVEYING_SLEEP_S if surveying else self._idle_s()
+        longest_s = _SURVEYING_SLEEP_S if self._fast_way.surveying else self._idle_s()
         if not self._outbox.open:
             return longest_s
         next_s = self.next_s()

@@ -72,7 +72,7 @@ class Outbox:
         send: Callable[[str, int, int], Outcome],
         probe: Callable[[], bool],
         may_send: Callable[[], bool],
-        fast_way: FastWay | None = None,
+        fast_way: FastWay,
     ) -> None:
         """Keep what is needed.
 
@@ -121,7 +121,7 @@ class Outbox:
 
     def make(self, claims: Mapping[str, Move]) -> Made | None:
         """Make the messages of what is being claimed, while the store works; None where they do not go in slices."""
-        if not claims or self._fast_way is None:
+        if not claims:
             return None
         try:
             lane = self._fast_way.slices(self._clock.elapsed())
@@ -158,7 +158,7 @@ class Outbox:
 
     def _send_slices(self, names: Sequence[str], flush: Callable[[], None], made: Made | None) -> None:
         """Send in slices what can be; the rest, and every further attempt, is left to go one by one."""
-        if not names or self._fast_way is None:
+        if not names:
             return
         lane = self._fast_way.slices(self._clock.elapsed())
         if lane is None:
@@ -229,7 +229,7 @@ class Outbox:
             return
         holding.phases[instant] = Phase.CLAIMED
         if outcome in (Outcome.REJECTED, Outcome.POSTPONED):
-            if self._fast_way is not None and outcome is Outcome.REJECTED:
+            if outcome is Outcome.REJECTED:
                 # Among others, what closes a channel would cost these theirs.
                 self._fast_way.rest(name, "the broker would not take its last message")
             self._entry_backoff.setdefault(name, Backoff(_LONGEST_DELAY_S)).failed(now)

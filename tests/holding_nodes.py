@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock
@@ -19,6 +19,7 @@ from celery_distsched.progress import Progress
 from celery_distsched.record import HANDED_BACK, Record
 from celery_distsched.records import Records
 from celery_distsched.settings import Settings
+from tests.one_by_one import OneByOne
 
 if TYPE_CHECKING:
     from tests.test_holding_machine import Cluster
@@ -148,6 +149,7 @@ class Node:
             send=self._send,
             probe=lambda: True,
             may_send=lambda: self.trusted,
+            fast_way=cast(Any, OneByOne()),
         )
         self.fate: Fate = ACCEPTED
 

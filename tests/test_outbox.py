@@ -11,6 +11,7 @@ from celery_distsched.outbox import Outbox
 from celery_distsched.progress import Progress
 from celery_distsched.settings import Settings
 from celery_distsched.tally import Tally
+from tests.one_by_one import OneByOne
 
 
 class VirtualClock(Clock):
@@ -61,6 +62,7 @@ def sent_and_confirmed(instants: int, each_s: float, taken: tuple[int, ...] = ()
         send=send,
         probe=lambda: True,
         may_send=lambda: True,
+        fast_way=cast(Any, OneByOne()),
     )
     outbox.send(["report"], flush)
     flush()

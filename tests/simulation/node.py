@@ -21,6 +21,7 @@ from celery_distsched.node_pool import NodePool
 from celery_distsched.progress import Progress
 from celery_distsched.schedule_epoch import Schedule
 from celery_distsched.scheduler import _FAREWELL_S
+from tests.one_by_one import OneByOne
 from tests.simulation.promises import Promises
 from tests.simulation.store import SimulatedDriver
 from tests.simulation.world import EPOCH_S, Process, Thread, World
@@ -59,35 +60,20 @@ class Interrupts:
             self._end()
 
 
-class OneStep:
-    """The fast way where the queue is in the store: claim and push in one step."""
-
-    surveying = slicing = False
-    out_of_reach = None
+class OneStep(OneByOne):
+    """Where the queue is in the store: claim and push in one step."""
 
     def __init__(self, driver: SimulatedDriver) -> None:
         self.claim_and_push = driver.claim_and_push
 
-    def look_ahead(self, now: float) -> None: ...
-
     def same_redis(self, now: float) -> OneStep:
         return self
-
-    def slices(self, now: float) -> None: ...
 
     def takes(self, name: str) -> bool:
         return True
 
-    def messages(self, due: Mapping[str, Sequence[int]]) -> dict[str, list[Push]]:
-        return {name: [Push("queue", str(instant)) for instant in instants] for name, instants in due.items()}
 
-    def set_entries(self, entries: Mapping[str, PlannedEntry]) -> None: ...
-    def look_again(self) -> None: ...
-    def rest(self, name: str, error: str) -> None: ...
-    def note(self, name: str, instants: Sequence[int]) -> None: ...
-
-
-class Slices(OneStep):
+class Slices(OneByOne):
     """What is claimed is sent in slices, while the next is being claimed."""
 
     slicing = True
@@ -95,10 +81,7 @@ class Slices(OneStep):
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def same_redis(self, now: float) -> None:  # type: ignore[override]
-        ...
-
-    def slices(self, now: float) -> Slices:  # type: ignore[override]
+    def slices(self, now: float) -> Slices:
         return self
 
     def send(
@@ -171,10 +154,10 @@ class Node(Victim):
         self._beats = self.process.thread(self._beat)
         self._ticks = self.process.thread(self._tick)
 
-    def _fast_way(self) -> OneStep | None:
+    def _fast_way(self) -> OneByOne:
         if self.cluster.plan.same_redis:
             return OneStep(self.driver)
-        return Slices(self) if self.cluster.plan.slices else None
+        return Slices(self) if self.cluster.plan.slices else OneByOne()
 
     def _note_losses(self) -> None:
         tally, report = self.dispatch.records.tally, self.dispatch.records.tally.possibly_lost
