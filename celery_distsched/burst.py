@@ -23,7 +23,7 @@ _SLICE = 100
 #: The same where what is claimed is sent in slices.
 _LARGE_SLICE = 500
 #: Entries claimed and pushed in one go.
-_FAST_SLICE = 250
+_PUSHED_AT_ONCE = 250
 #: Longest burst of claims within one tick, in seconds.
 _LONGEST_BURST_S = 0.5
 
@@ -148,7 +148,7 @@ class Burst:
         same_redis = self._fast_way.same_redis(now)
         if self._fast_way.surveying or not (same_redis or self._fast_way.slicing):
             return same_redis, self._slice
-        return same_redis, _LARGE_SLICE if same_redis is None else _FAST_SLICE
+        return same_redis, _LARGE_SLICE if same_redis is None else _PUSHED_AT_ONCE
 
     def _enqueues(self, same_redis: SameRedis | None) -> Callable[[str], bool]:
         """Return what says of an entry whether it is claimed and pushed in one step."""
@@ -162,7 +162,7 @@ class Burst:
             # The broker is away, or takes nothing for now: there is time until it is asked again.
             self._outbox.close(self._clock.elapsed())
             return
-        for names in in_calls(messages, _FAST_SLICE):
+        for names in in_calls(messages, _PUSHED_AT_ONCE):
             batch = {name: (moves[name], messages[name]) for name in names}
             # Up to here the server has worked on the call before: it and this node need not wait for each other.
             self._land()

@@ -101,10 +101,10 @@ class StoreLoss:
         self._to_put_back: set[str] = set()
         #: A membership under which nothing is put back.
         self._outlived: str | None = None
-        self._held_until = float("-inf")
+        self._holds_back_until = float("-inf")
         #: Before that, not all who remember need be members again.
-        self._held_from = float("-inf")
-        self._holding = False
+        self._holds_back_from = float("-inf")
+        self._holds_back = False
 
     def settled(self, view: View) -> bool:
         """Look after the store's data; False while nothing may be claimed.
@@ -113,7 +113,7 @@ class StoreLoss:
             StoreUnavailable, LeaseLost: Go on with the next tick.
         """
         now = self._clock.elapsed()
-        if self._holding:
+        if self._holds_back:
             # What shows meanwhile, as by a confirm of what was sent, is the same loss; in the end all is read again.
             self._records.suspicious = ""
         due = now - self._checked_at >= min(self._pool.ttl_s / 10, 0.5)
@@ -125,12 +125,14 @@ class StoreLoss:
         for _ in range(_ROUNDS):
             if self._to_put_back:
                 self._put_back()
-        if self._holding and (now >= self._held_until or (now >= self._held_from and self._all_have_put_back(view))):
-            self._holding = False
+        if self._holds_back and (
+            now >= self._holds_back_until or (now >= self._holds_back_from and self._all_have_put_back(view))
+        ):
+            self._holds_back = False
             # While everybody wrote, everything may have changed.
             self._records.unread.update(self._records.share, self._records.doubtful)
             logger.warning("the ledger is whole again, as far as anybody remembers it; going on")
-        return not self._holding and self._known is not None and self._checked_as == view.me
+        return not self._holds_back and self._known is not None and self._checked_as == view.me
 
     def unchanged(self) -> bool:
         """Whether the ledger is the one that I know: only then is new what it does not hold, and right what it does."""
@@ -191,8 +193,8 @@ class StoreLoss:
                 self._outlived = self._progress.outlived = self._records.me
         else:
             self._progress.generation = generation.name
-        self._held_until, self._held_from = now + hold_s - age_s, now + hold_s / 2 - age_s
-        self._holding = now < self._held_until
+        self._holds_back_until, self._holds_back_from = now + hold_s - age_s, now + hold_s / 2 - age_s
+        self._holds_back = now < self._holds_back_until
         self._ledger.anchor_from = now + wait_s - age_s
 
     def _say(self, signs: str, *, started_anew: bool) -> None:

@@ -251,7 +251,7 @@ class Node(Victim):
             not self.interrupts.holding and self.progress.ready and self.dispatch._outbox.open and self.pool.trusted()
         ) and self.pool._time._step is None
         idle = not records.busy and not records.unread and not records.watched and not records.absent
-        loss_is_over = not self.dispatch._store_loss._holding
+        loss_is_over = not self.dispatch._store_loss._holds_back
         agreed = view.alive.keys() == members and all(info.active for info in view.alive.values())
         # What has come to it with the latest ring it does not know of before its next tick.
         followed = self.dispatch._followed == (view.ring, view.place)
