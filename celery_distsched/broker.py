@@ -21,8 +21,9 @@ from celery_distsched.drivers.url import StoreUrl
 logger = logging.getLogger(__name__)
 
 #: What a Redis says, for which its client has no class of errors; that of a pipeline names the command before it.
-_TAKES_NOTHING = re.compile(r"(^|caused error: )(MISCONF|NOREPLICAS) ")
-
+_TAKES_NOTHING = re.compile(r"(^|caused error: )(MISCONF|NOREPLICAS|MASTERDOWN) ")
+#: A list that nobody has: to push to what is there already does nothing then, and is refused as every push is.
+_NOWHERE = "distsched:nowhere"
 
 _EXITS = (SystemExit, KeyboardInterrupt)
 #: Seconds that closing the connection may take.
@@ -33,7 +34,7 @@ class Outcome(Enum):
     """What became of one attempt to send a message."""
 
     ACCEPTED = "accepted"  #: the broker has it
-    REFUSED = "refused"  #: the broker could not be reached: nothing can have left
+    REFUSED = "refused"  #: the broker could not be reached, or takes nothing from anybody: nothing can have left
     UNKNOWN = "unknown"  #: it was written, and no answer came
     REJECTED = "rejected"  #: the broker is well but will not take this message, or not now
     POSTPONED = "postponed"  #: the broker is well, and something else that the sending needs was out of reach
@@ -47,7 +48,7 @@ class Outcome(Enum):
 
 _MEANING = {
     Outcome.ACCEPTED: "the broker has it",
-    Outcome.REFUSED: "the broker cannot be reached, and this run is sent when it can",
+    Outcome.REFUSED: "the broker cannot be reached, or takes nothing, and this run is sent when it does",
     Outcome.UNKNOWN: "the broker did not answer",
     Outcome.REJECTED: "the broker will not take this message; it is tried again, and other entries run meanwhile",
     Outcome.POSTPONED: "its sending needs what cannot be reached; it is tried again, and other entries run meanwhile",
@@ -80,6 +81,9 @@ class Broker:
         self._connection: Any = None
         self._producer: Any = None
         self._step = Step.WRITING
+        #: RabbitMQ reads nothing from this connection for now: its memory or its disk is nearly full.
+        self.blocked = False
+        self._was_blocked = False
 
     def says(self, error: BaseException) -> str:
         """Return what an error says, without the broker's passwords: a server may repeat what it was sent."""
@@ -93,7 +97,12 @@ class Broker:
         """Make sure that there is a live connection; raises one of its own errors after at most ``timeout_s``."""
         if self._connection is not None:
             self._notice_closed()
-            return
+            if self.blocked:
+                raise ConnectionRefusedError("RabbitMQ has blocked whoever publishes: see its alarms")
+            if not self._was_blocked:
+                return
+            # A confirm that nobody waits for any more would be taken for that of the next message.
+            self.drop()
         hosts = len(self._app.connection_for_write().alt) or 1
         connection = self._app.connection_for_write(
             connect_timeout=self.timeout_s / hosts,
@@ -109,6 +118,7 @@ class Broker:
         except BaseException:
             _collect(connection)
             raise
+        self._heed_alarms(connection)
         self._connection = connection
         self._producer = self._producer_class(connection, auto_declare=False)
         # py-amqp would wait for ever for a dead peer. Transports that know no timeouts ignore them.
@@ -122,6 +132,39 @@ class Broker:
             return result
 
         self._producer.publish = noted
+
+    def probe(self) -> None:
+        """Make sure that there is a live connection to a broker that takes messages; raises one of its own errors."""
+        self.connect()
+        channel = self._connection.default_channel
+        if self._connection.transport.driver_type != "redis" or not hasattr(channel, "conn_or_acquire"):
+            return
+        try:
+            with channel.conn_or_acquire() as client:
+                client.lpushx(_NOWHERE, "")
+        except Exception as exc:
+            if self.outcome_of(exc) in (Outcome.REFUSED, Outcome.UNKNOWN):
+                # Behind the same name there may be another server by now, which takes them.
+                self.drop()
+                raise
+            # Not everybody may write to such a list, which says nothing of the others.
+            logger.debug("the broker is not asked whether it takes messages: %s", self.says(exc))
+
+    def _heed_alarms(self, connection: Any) -> None:
+        """Learn when RabbitMQ blocks a connection: what is written then is read, and done, when that is over."""
+        self.blocked = self._was_blocked = False
+        native = connection.connection
+        if not hasattr(native, "on_blocked"):
+            return
+
+        def on_blocked(reason: str) -> None:
+            self.blocked = self._was_blocked = True
+            logger.warning("RabbitMQ has an alarm, and reads nothing: no more is sent until it is over (%s)", reason)
+
+        def on_unblocked() -> None:
+            self.blocked = False
+
+        native.on_blocked, native.on_unblocked = on_blocked, on_unblocked
 
     @property
     def current(self) -> Any:
@@ -142,6 +185,8 @@ class Broker:
 
     def answers(self) -> bool:
         """Whether the broker answers on the connection that there is; if not, that is dropped. One bounded attempt."""
+        if self.blocked:
+            return False
         try:
             if self._connection is not None:
                 # Opening a channel asks the server, on each transport.
@@ -174,11 +219,22 @@ class Broker:
             with suppress(TimeoutError):
                 self._connection.drain_events(timeout=0)
         except Exception:
-            self.drop()
+            self.lost()
             raise
 
+    def lost(self) -> None:
+        """The connection has ended."""
+        self.blocked = False
+        self.drop()
+
     def drop(self) -> None:
-        """Forget the connection without a farewell: after an error nobody may be there to answer one."""
+        """Forget the connection without a farewell: after an error nobody may be there to answer one.
+
+        One that is blocked stays: it will tell when that is over, and a new one would not, before it had been written
+        to. What was written to it, and to each that was dropped, is read in the end, and is one more message.
+        """
+        if self.blocked:
+            return
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
             _collect(connection)
@@ -198,7 +254,8 @@ class Broker:
         # By their names, since the library is that of one transport; and only its own: what an entry's name, its
         # arguments or their classes are called must not hold up the others.
         return any(
-            type(exc).__name__ in ("OutOfMemoryError", "ReadOnlyError") or _TAKES_NOTHING.search(str(exc))
+            type(exc).__name__ in ("OutOfMemoryError", "ReadOnlyError", "MasterDownError")
+            or _TAKES_NOTHING.search(str(exc))
             for exc in _chain(error)
             if type(exc).__module__ == "redis.exceptions"
         )
@@ -226,7 +283,7 @@ class Broker:
         if _any(chain, _EXITS):
             return Outcome.UNKNOWN
         # Only connecting fails with these, so nothing was written.
-        if _any(chain, (ConnectionRefusedError, socket.gaierror)):
+        if _any(chain, (ConnectionRefusedError, socket.gaierror)) or self.takes_nothing(error):
             return Outcome.REFUSED
         connection = self._connection
         if any(type(exc).__name__ == "MessageNacked" for exc in chain):

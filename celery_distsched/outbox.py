@@ -246,6 +246,8 @@ class Outbox:
                 name,
                 iso(instant),
             )
+            # A broker that can be reached and never answers may keep each copy, and give them out in the end.
+            self._entry_backoff.setdefault(name, Backoff(_LONGEST_DELAY_S)).failed(now)
         self.close(now)
 
     def close(self, now: float) -> None:

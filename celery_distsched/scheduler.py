@@ -235,11 +235,11 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
 
     def _probe(self) -> bool:
         try:
-            self.broker.connect()
+            self.broker.probe()
         except Exception as exc:  # noqa: BLE001
             logger.debug("the broker is still out of reach: %s", self.broker.says(exc))
             return False
-        logger.warning("the broker can be reached again")
+        logger.warning("the broker takes messages again")
         return True
 
     @property

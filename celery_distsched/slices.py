@@ -107,7 +107,9 @@ class AmqpSlices:
                 connection.drain_events(timeout=0)
         except Exception as exc:  # noqa: BLE001  (closed since the last slice, in any way: nothing has been written)
             logger.error("%d messages: %s: %s", len(frames), Outcome.REFUSED.meaning, self._broker.says(exc))  # noqa: TRY400
-            self._broker.drop()
+            self._broker.lost()
+            return lambda: [Outcome.REFUSED] * len(frames)
+        if self._broker.blocked:
             return lambda: [Outcome.REFUSED] * len(frames)
         tags = range(self._written + 1, self._written + len(frames) + 1)
         slice_ = _Slice([Outcome.UNKNOWN] * len(frames), {tag: number for number, tag in enumerate(tags)})

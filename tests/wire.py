@@ -100,6 +100,10 @@ class Wire:
         """Reset every connection and refuse new ones."""
         self._become(_State.CUT)
 
+    def lead_to(self, port: int) -> None:
+        """Lead whoever connects from now on to another server of the host, as a name does that is given to another."""
+        self._server_address = (self._server_address[0], port)
+
     def freeze(self, only: Callable[[int], bool] = lambda client_port: True) -> None:
         """Keep connections and take new ones, and pass no byte either way: a black hole.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 
 from tests.servers.binaries import find_binary
 from tests.servers.process import Server, free_port
@@ -52,6 +54,12 @@ class RabbitServer(Server):
                 "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
             ),
         }
+
+    def control(self, *words: str) -> None:
+        """Have `rabbitmqctl` do this; raises `subprocess.CalledProcessError`."""
+        environment = self.environment()
+        command = [find_binary("rabbitmqctl"), "-n", environment["RABBITMQ_NODENAME"], *words]
+        subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True)
 
     def ready(self) -> bool:
         """Its listener opens last of all."""
