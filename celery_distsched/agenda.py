@@ -71,6 +71,8 @@ class Agenda:
         #: Entries of my share of which a live node has a newer version.
         self._yielded: set[str] = set()
         self._reported: set[str] = set()
+        #: Entries that came in while this node ran, until the cluster's register says whether they were away before.
+        self._unregistered: set[str] = set()
         #: What was found to be due at the moment of the last claims, by what decides it.
         self._found: dict[tuple[int, int, int], Due] = {}
 
@@ -97,6 +99,7 @@ class Agenda:
         look_again = self._yielded if self._schedule_epoch == mine else self.share - self._records.unread
         self._schedule_epoch, self._epochs = mine, live
         self._away_before_us = mine.since_us - self._hand_over_us
+        self._unregistered = {name for name in self._unregistered if not mine.carries(name)}
         self.schedule(list(look_again))
 
     def _version(self, planned: PlannedEntry, known: Version | None = None) -> Version:
@@ -209,7 +212,8 @@ class Agenda:
             return False
         record = holding.record
         mine = self._version(planned, record.version)
-        return may_claim(record.version, mine, self._epochs) and not self._is_back(name, record)
+        back = name in self._unregistered or self._is_back(name, record)
+        return may_claim(record.version, mine, self._epochs) and not back
 
     # When to look again
 
@@ -221,7 +225,13 @@ class Agenda:
 
     def _schedule(self, name: str, now: int) -> None:
         planned, holding = self.entries.get(name), self._records.free(name)
-        if planned is None or holding is None or (record := holding.record) is None or name not in self.share:
+        if (
+            planned is None
+            or holding is None
+            or (record := holding.record) is None
+            or name not in self.share
+            or name in self._unregistered
+        ):
             self.timetable.drop(name)
             return
         version = record.version
@@ -267,9 +277,11 @@ class Agenda:
                 "entry %r: its next run cannot be worked out: %r; trying again in an hour", name, exc, exc_info=exc
             )
 
-    def forget_reports(self, names: Set[str]) -> None:
-        """What comes back under one of these names is reported anew."""
-        self._reported -= names
+    def changed(self, removed: Set[str], added: Set[str]) -> None:
+        """Entries have gone and come while this node runs."""
+        self._unregistered = (self._unregistered - removed) | added
+        # What comes back under one of these names is reported anew.
+        self._reported -= removed
 
     def _report_future(self, name: str, last: int) -> None:
         if name not in self._reported:

@@ -127,7 +127,8 @@ class Dispatch:
         before, share = self._agenda.entries, self._agenda.share
         self._agenda.entries = entries
         removed, added = before.keys() - entries.keys(), entries.keys() - before.keys()
-        self._agenda.forget_reports(removed)
+        if before:
+            self._agenda.changed(removed, added)
         if removed or added:
             self._places = self._places.changed(removed, self._progress.along(added, self._clock))
         self._changed |= {name for name in share & entries.keys() if before.get(name) is not entries[name]}

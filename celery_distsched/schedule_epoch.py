@@ -28,6 +28,8 @@ _PROBES = 7
 #: Beyond 104,000 entries more of the absent look present.
 _MOST_BYTES = 130_000
 _EMPTY = b"\0"
+#: Microseconds within which nothing has been away: the shortest hand-over.
+_AWAY_US = 10_000_000
 
 
 class Schedule(NamedTuple):
@@ -79,6 +81,10 @@ class ScheduleEpoch:
     names: NameFilter = field(default_factory=NameFilter, repr=False)
     #: What the schedule before had; None: not known, so nothing is said to be back.
     before: NameFilter | None = field(default=None, repr=False)
+
+    def carries(self, name: str) -> bool:
+        """Whether an entry is in this schedule, as far as that is known: of an older one it is not."""
+        return self.names.bits == _EMPTY or name in self.names
 
     def is_back(self, name: str) -> bool:
         """Whether an entry of this schedule was missing from the one before, though it may have run long ago."""
@@ -154,13 +160,18 @@ def register(driver: Driver, schedule: Schedule, live: Mapping[str, int], now_us
     (text,) = driver.read([_KEY])
     newest = None if text is None else ScheduleEpoch.parse(text)
     if newest is not None and newest.digest == digest:
-        return newest
-    if live.get(digest):
+        if digest in live or not live or now_us - newest.since_us < _AWAY_US:
+            return newest
+        # It was away while another schedule was alive, and is back.
+        before = newest.before
+    elif live.get(digest):
         # An older one, of which a node still lives.
         return ScheduleEpoch(live[digest], digest)
+    else:
+        # What other live nodes carry beside the newest schedule has not been away.
+        alone = newest is not None and live.keys() <= {newest.digest}
+        before = newest.names if newest and alone else None
     epoch = 1 + max(newest.epoch if newest else 0, *live.values(), 0)
-    # What other live nodes carry beside the newest schedule has not been away.
-    alone = newest is not None and live.keys() <= {newest.digest}
-    mine = ScheduleEpoch(epoch, digest, now_us, NameFilter.of(names), newest.names if newest and alone else None)
+    mine = ScheduleEpoch(epoch, digest, now_us, NameFilter.of(names), before)
     (answer,) = driver.swap([Swap(_KEY, text, mine.text())])
     return mine if answer.won else None

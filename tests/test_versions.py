@@ -178,8 +178,8 @@ def registered() -> Callable[..., ScheduleEpoch]:
     """Register schedules in one store; `live`: those that live nodes have."""
     driver = MemoryDriver(StoreUrl.parse("memory://epochs"), namespace=uuid4().hex, ttl_s=5.0, timeout_s=1.0)
 
-    def call(digest: str, names: str, live: dict[str, int] | None = None) -> ScheduleEpoch:
-        found = register(driver, Schedule(digest, names.split()), live or {}, NOW_US)
+    def call(digest: str, names: str, live: dict[str, int] | None = None, later_s: int = 0) -> ScheduleEpoch:
+        found = register(driver, Schedule(digest, names.split()), live or {}, NOW_US + later_s * 1_000_000)
         assert found is not None
         return found
 
@@ -208,6 +208,20 @@ def test_an_entry_is_back_if_the_schedule_before_did_not_have_it(registered: Cal
     assert not third.is_back("kept")
     # Whoever joins later, or reads it again, sees the same.
     assert registered("three", "kept away", {"three": 3}) == third
+
+
+def test_a_schedule_that_was_away_while_another_lived_is_registered_anew(
+    registered: Callable[..., ScheduleEpoch],
+) -> None:
+    """A canary, or a release after a roll-back: what only it has was not run meanwhile, and nothing of that is."""
+    registered("old", "kept")
+    first = registered("canary", "kept new", {"old": 1})
+    # One more that joins at the same moment has not seen the first yet.
+    assert registered("canary", "kept new", {"old": 1}, later_s=1) == first
+    again = registered("canary", "kept new", {"old": 1}, later_s=60)
+    assert (again.epoch, again.since_us) == (first.epoch + 1, NOW_US + 60_000_000)
+    assert again.is_back("new")
+    assert not again.is_back("kept")
 
 
 def test_what_another_live_node_carries_all_the_time_is_not_back(registered: Callable[..., ScheduleEpoch]) -> None:

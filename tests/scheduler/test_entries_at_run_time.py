@@ -17,37 +17,39 @@ pytestmark = pytest.mark.parametrize("scheme", ["sqlite", "redis+zset"])
 # Changes at run time
 
 
+SOON: dict[str, Any] = {**HOURLY, "schedule": 0.5}
+
+
 def by_add(beat: Beat) -> None:
-    beat.scheduler.add(name="b", **HOURLY)
+    beat.scheduler.add(name="b", **SOON)
 
 
 def by_update(beat: Beat) -> None:
-    beat.scheduler.update_from_dict({"b": HOURLY})
+    beat.scheduler.update_from_dict({"b": SOON})
 
 
 def by_the_setter(beat: Beat) -> None:
     beat.scheduler.schedule = {
         **beat.scheduler.schedule,
-        "b": beat.scheduler.Entry(name="b", app=beat.app, **HOURLY),
+        "b": beat.scheduler.Entry(name="b", app=beat.app, **SOON),
     }
 
 
 def by_merge(beat: Beat) -> None:
-    beat.scheduler.merge_inplace({"a": HOURLY, "b": HOURLY})
+    beat.scheduler.merge_inplace({"a": HOURLY, "b": SOON})
 
 
 def by_item(beat: Beat) -> None:
-    beat.scheduler.schedule["b"] = beat.scheduler.Entry(name="b", app=beat.app, **HOURLY)
+    beat.scheduler.schedule["b"] = beat.scheduler.Entry(name="b", app=beat.app, **SOON)
 
 
 @pytest.mark.parametrize("added", [by_add, by_update, by_the_setter, by_merge, by_item])
 def test_an_entry_added_at_run_time_is_noticed(cluster: Cluster, added: Callable[[Beat], None]) -> None:
     beat = cluster.beat({"a": HOURLY})
     beat.tick_until(lambda: beat.ready)
-    cluster.seed("b")
     added(beat)
     beat.tick_until(cluster.sent)
-    assert [sent.entry for sent in cluster.sent()] == ["b"]
+    assert {sent.entry for sent in cluster.sent()} == {"b"}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from celery_distsched.entries import PlannedEntry, Planner
 from celery_distsched.fast_way import FastWay
 from celery_distsched.progress import Progress
 from celery_distsched.ring import Places, point
-from tests.scheduler.cluster import HOURLY, Beat, Cluster, in_s
+from celery_distsched.settings import Settings
+from tests.scheduler.cluster import HOURLY, Beat, Cluster, in_s, now_us, until
 from tests.servers import RedisServer
 
 _ENTRIES = {f"entry-{number}": HOURLY for number in range(2_000)}
@@ -33,6 +34,29 @@ def beat(cluster: Cluster) -> Beat:
     beat = cluster.beat(_ENTRIES)
     beat.tick_until(lambda: beat.ready)
     return beat
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_an_entry_that_is_removed_and_added_again_runs_nothing_of_the_meantime(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, threaded: bool
+) -> None:
+    monkeypatch.setattr(Settings, "hand_over_s", 1.0)
+    every = {"task": "t", "schedule": 0.5, "catch_up": "all"}
+    beat = cluster.beat({"kept": HOURLY, "again": every})
+    beat.tick_until(lambda: cluster.sent("again"))
+    wait: Callable[..., None] = until if threaded else beat.tick_until
+    if threaded:
+        beat.start()
+    beat.scheduler.schedule.pop("again")
+    # A run that was claimed just then has been sent by the time that the removal is registered.
+    without = beat.inner.heartbeat.pool.schedule.digest
+    wait(lambda: beat.inner.heartbeat.pool.schedule.digest != without)
+    at = now_us() + 3_000_000
+    wait(lambda: now_us() > at)
+    before = len(cluster.sent("again"))
+    beat.scheduler.update_from_dict({"again": every})
+    wait(lambda: len(cluster.sent("again")) >= before + 3)
+    assert [sent.instant_us for sent in cluster.sent("again")[before:] if sent.instant_us < at] == []
 
 
 def test_after_an_add_only_what_is_new_is_planned_placed_and_timed(beat: Beat, monkeypatch: pytest.MonkeyPatch) -> None:
