@@ -242,10 +242,12 @@ class Agenda:
         self._yielded.discard(name)
         if record.last > now + self._hand_over_us:
             self._report_future(name, record.last)
-        if planned.rule is None or not same or record.paused is planned.enabled or self._is_back(name, record):
+        if not same or record.paused is planned.enabled or self._is_back(name, record):
             self.timetable.set(name, now)
         elif not planned.enabled:
             self.timetable.drop(name)
+        elif planned.rule is None:
+            self.timetable.set(name, now)
         else:
             try:
                 after = planned.rule.after(record.last)

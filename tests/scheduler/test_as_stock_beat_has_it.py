@@ -14,7 +14,7 @@ from kombu.exceptions import EncodeError
 
 from celery_distsched import DistributedScheduler
 from celery_distsched.entries import Planner
-from tests.scheduler.cluster import HOURLY, Beat, Cluster
+from tests.scheduler.cluster import HOURLY, Beat, Cluster, now_us
 
 pytestmark = pytest.mark.parametrize("scheme", ["redis+zset"])
 
@@ -95,6 +95,20 @@ def test_an_entry_that_decides_when_it_is_due_is_asked(cluster: Cluster, monkeyp
     assert cluster.sent() == []
     monkeypatch.setattr(Quiet, "open", True)
     beat.tick_until(lambda: cluster.sent("a"))
+
+
+def test_one_that_decides_when_it_is_due_and_is_switched_off_keeps_no_loop_busy(cluster: Cluster) -> None:
+    cluster.seed("a")
+    beat = cluster.beat({})
+    beat.scheduler = Ours(cluster.app({"a": {**HOURLY, "enabled": False}}))
+    beat.tick_until(lambda: beat.ready and cluster.record("a").paused)  # type: ignore[union-attr]
+    beat.tick()
+    assert beat.inner.dispatch.next_s() == float("inf")
+    assert beat.tick() > 0.0
+    beat.scheduler.update_from_dict({"a": HOURLY})
+    beat.tick_until(lambda: not cluster.record("a").paused)  # type: ignore[union-attr]
+    assert cluster.record("a").last > now_us() - 5_000_000  # type: ignore[union-attr]
+    assert beat.inner.dispatch.next_s() < 1.0
 
 
 def test_a_scheduler_that_decides_when_an_entry_is_due_is_asked(cluster: Cluster) -> None:
