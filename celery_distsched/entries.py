@@ -87,10 +87,6 @@ def make_entry(
     if not ours.keys() <= _CHECKS.keys():
         raise _unknown(next(key for key in ours if key not in _CHECKS), tuple(_CHECKS), " in distsched_entries")
     _check_name(name)
-    if name.startswith(RESERVED):
-        raise ConfigError("its name begins with a NUL, which is for the scheduler's own records: give it another")
-    if not name or ("0x" in name and _ADDRESS.search(name)):
-        raise _differs()
     if not celery_keys.get("task"):
         raise ConfigError("it has no 'task': name the task to send")
     if name.startswith(f"{celery_keys['task']}(") and _holds_set([celery_keys.get("args"), celery_keys.get("kwargs")]):
@@ -146,6 +142,10 @@ def _check_name(name: Any) -> None:
         name.encode()
     except UnicodeEncodeError as exc:
         raise ConfigError(f"its name is no text that can be written down ({exc}): give it another") from exc
+    if name.startswith(RESERVED):
+        raise ConfigError("its name begins with a NUL, which is for the scheduler's own records: give it another")
+    if not name or ("0x" in name and _ADDRESS.search(name)):
+        raise _differs()
 
 
 # What Celery makes of a number; many entries share it.
@@ -169,10 +169,13 @@ class Planner:
         self._decides = decides or not own(ScheduleEntry, "is_due", celery.beat)
         self._cron_deadline_s: float | None = app.conf.beat_cron_starting_deadline
 
-    def plan(self, entry: ScheduleEntry, given: Mapping[str, Any], known: PlannedEntry | None = None) -> PlannedEntry:
+    def plan(
+        self, name: str, entry: ScheduleEntry, given: Mapping[str, Any], known: PlannedEntry | None = None
+    ) -> PlannedEntry:
         """Plan one entry.
 
         Args:
+            name: Its key in the schedule. Whatever the entry calls itself, it goes by this.
             entry: The entry.
             given: Our own keys of it.
             known: What was planned of it before: returned if nothing has changed.
@@ -201,14 +204,15 @@ class Planner:
         if (
             known is not None
             and known.entry is entry
-            and known.name == entry.name
             and known.fingerprint == version
             and known.rule is rule
             and known.catch_up is catch_up
         ):
             return known
+        # Who puts an entry in at run time may have passed by `make_entry`.
+        _check_name(name)
         jitter_s, enabled = ours.get("jitter", 0.0), ours.get("enabled", True)
-        return PlannedEntry(str(entry.name), entry, rule, catch_up, jitter_s, enabled, version, last_us)
+        return PlannedEntry(name, entry, rule, catch_up, jitter_s, enabled, version, last_us)
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:

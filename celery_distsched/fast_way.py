@@ -265,7 +265,7 @@ class FastWay:
         entry = self._entries[name].entry
         if beat_logger.isEnabledFor(logging.INFO):
             for instant in instants:
-                beat_logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
+                beat_logger.info("Scheduler: Sending due task %s (%s)", name, entry.task)
                 if beat_logger.isEnabledFor(logging.DEBUG) and self._publisher is not None:
                     beat_logger.debug("%s sent. id->%s", entry.task, self._publisher.task_id(name, instant))
         at = instants[-1]

@@ -14,6 +14,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from celery.beat import ScheduleEntry
 
 from celery_distsched.clock import iso
+from celery_distsched.entries import PlannedEntry
 
 _OCCURRENCES: UUID = uuid5(NAMESPACE_URL, "urn:celery-distsched:occurrence")
 
@@ -46,18 +47,20 @@ class TaskIds:
         return task_id
 
 
-def message_entry(entry: ScheduleEntry, instant_us: int, attempt: int, *, namespace: str, node: str) -> ScheduleEntry:
+def message_entry(planned: PlannedEntry, instant_us: int, attempt: int, *, namespace: str, node: str) -> ScheduleEntry:
     """Return a copy of an entry that carries one occurrence's id and headers; the user's objects are not touched."""
+    entry, name = planned.entry, planned.name
     occurrence = copy.copy(entry)
+    occurrence.name = name
     # Celery writes its header into the dict that it finds, which entries of one configuration may share.
     headers = dict((entry.options or {}).get("headers") or {})
     # The user's own of one of these names are the user's.
-    headers = {"periodic_task_name": entry.name, "scheduled_at": iso(instant_us), **headers}
+    headers = {"periodic_task_name": name, "scheduled_at": iso(instant_us), **headers}
     headers.update(celery_beat_task=True, distsched_node=node)
     if attempt > 1:
         headers["distsched_attempt"] = attempt
     occurrence.options = {
-        "task_id": task_id(namespace, entry.name, instant_us),
+        "task_id": task_id(namespace, name, instant_us),
         **(entry.options or {}),
         "headers": headers,
         # A retry inside Celery would make two messages of one lost reply; ours goes by the ledger.

@@ -174,8 +174,8 @@ class MessageKinds:
         for name in ("task_id", "connection", "router"):
             if name in (entry.options or {}):
                 raise OrdinaryWay(f"it has {_an(name.replace('_', ' '))} of its own")
-        real_entry = message_entry(entry, instant, 1, namespace=self._namespace, node=self._node)
-        marked_entry = message_entry(entry, instant, 1, namespace=self._namespace, node=self._node)
+        real_entry = message_entry(planned, instant, 1, namespace=self._namespace, node=self._node)
+        marked_entry = message_entry(planned, instant, 1, namespace=self._namespace, node=self._node)
         marked_entry.options["task_id"] = marks["task_id"]
         marked_entry.options["headers"].update(periodic_task_name=marks["name"], scheduled_at=marks["scheduled_at"])
 

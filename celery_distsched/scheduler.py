@@ -52,6 +52,8 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         #: Name → our own keys of an entry. Not in the entry, all of which Celery hands to the constructor of the next.
         self._our_keys: dict[str, Mapping[str, Any]] = {}
         self._planned: dict[str, PlannedEntry] = {}
+        #: Those that could not be planned, and why: reported once.
+        self._unplanned: dict[str, str] = {}
         super().__init__(app, *args, lazy=lazy, **kwargs)
         self.broker = Broker(app, self.Producer, self.settings.node_ttl / 2)
         if not lazy:
@@ -138,15 +140,18 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         """Work out how each entry is to be run; `along` is told how far this has come."""
         decides = not own(type(self), "is_due", celery.beat)
         planner, before, planned = Planner(self.app, self.settings, decides=decides), self._planned, {}
+        unplanned = {}
         for name in self._our_keys.keys() - self.schedule.keys():
             del self._our_keys[name]
         schedule = dict(self.schedule)
         for name in along(schedule):
             try:
-                planned[name] = planner.plan(schedule[name], self._our_keys.get(name, _NONE), before.get(name))
+                planned[name] = planner.plan(name, schedule[name], self._our_keys.get(name, _NONE), before.get(name))
             except Exception as exc:  # noqa: BLE001  (a schedule class of the user's may raise anything)
-                self._report_bad(name, exc)
-        self._planned = planned
+                unplanned[name] = repr(exc)
+                if self._unplanned.get(name) != unplanned[name]:
+                    self._report_bad(name, exc)
+        self._planned, self._unplanned = planned, unplanned
         return planned
 
     @staticmethod
@@ -210,7 +215,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         except Exception as exc:  # noqa: BLE001  (each transport has errors of its own)
             logger.error("entry %r: %s: %s", planned.name, Outcome.REFUSED.meaning, self.broker.says(exc))  # noqa: TRY400
             return Outcome.REFUSED
-        entry = message_entry(planned.entry, instant, attempt, namespace=self.settings.namespace, node=self.node_id)
+        entry = message_entry(planned, instant, attempt, namespace=self.settings.namespace, node=self.node_id)
         task = self.app.tasks.get(planned.entry.task)
         if task is not None and not own(task, "apply_async", celery.app.task):
             entry.options = without_unknown(entry.options, planned.entry.options or {}, task.apply_async)

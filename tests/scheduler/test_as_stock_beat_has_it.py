@@ -15,6 +15,7 @@ from kombu.exceptions import EncodeError
 from celery_distsched import DistributedScheduler
 from celery_distsched.entries import Planner
 from tests.scheduler.cluster import HOURLY, Beat, Cluster, now_us
+from tests.servers import RedisServer
 
 pytestmark = pytest.mark.parametrize("scheme", ["redis+zset"])
 
@@ -32,6 +33,25 @@ def test_an_entry_object_has_the_name_of_its_key(cluster: Cluster) -> None:
     assert [entry.name for entry in beat.scheduler.schedule.values()] == ["a", "b"]
     assert set(planned(beat)) == {"a", "b"}
     assert [entry.name for entry in given.values()] == [None, "x"], "the user's object is as it was"
+
+
+@pytest.mark.parametrize("way", [{}, {"options": {"countdown": 5}}], ids=["fast", "ordinary"])
+def test_an_entry_object_that_is_put_in_at_run_time_goes_by_its_key(
+    scheme: str, redis_server: RedisServer, way: dict[str, Any]
+) -> None:
+    cluster = Cluster(redis_server.url(scheme, path="/9"), broker=redis_server.url(path="/9"))
+    try:
+        cluster.seed("a", "key")
+        beat = cluster.beat({"a": HOURLY})
+        beat.tick_until(lambda: beat.ready)
+        beat.scheduler.schedule["key"] = ScheduleEntry(name="a", app=beat.app, **HOURLY, **way)
+        beat.tick_until(lambda: cluster.settled("a", "key"))
+        assert sorted(sent.entry for sent in cluster.sent()) == ["a", "key"]
+        assert len({sent.task_id for sent in cluster.sent()}) == 2
+        del beat.scheduler.schedule["key"]
+        beat.tick_until(lambda: set(beat.inner.dispatch._agenda.entries) == {"a"})
+    finally:
+        cluster.close()
 
 
 @pytest.mark.parametrize("aware", [True, False])
@@ -219,4 +239,4 @@ def test_a_header_of_the_user_s_stays_the_user_s(cluster: Cluster, caplog: pytes
 def test_a_plan_asks_nobody_where_nobody_decides(cluster: Cluster) -> None:
     beat = cluster.beat({"a": HOURLY})
     planner = Planner(beat.app, beat.scheduler.settings)
-    assert planner.plan(beat.scheduler.schedule["a"], {}).rule is not None
+    assert planner.plan("a", beat.scheduler.schedule["a"], {}).rule is not None

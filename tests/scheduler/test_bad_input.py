@@ -313,6 +313,33 @@ def test_a_name_that_is_no_text_is_reported_with_the_mend(
     only_message(caplog, Case(None, words))
 
 
+@pytest.mark.parametrize("scheme", ["sqlite"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (7, ("7", "a text", "'7'")),
+        (None, ("None", "a text")),
+        (("a", 1), ("a text",)),
+        ("a\udc80", ("written down",)),
+        ("\0schedule", ("begins with a NUL",)),
+        ("", ("one of its own",)),
+    ],
+    ids=repr,
+)
+def test_such_a_name_at_run_time_is_reported_once_and_the_others_run(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, name: Any, words: tuple[str, ...]
+) -> None:
+    beat = cluster.beat({"first": HOURLY})
+    beat.tick_until(lambda: beat.ready)
+    cluster.seed("second", "third")
+    beat.scheduler.add(name=name, **HOURLY)
+    beat.scheduler.add(name="second", **HOURLY)
+    beat.tick_until(lambda: cluster.settled("second"))
+    beat.scheduler.add(name="third", **HOURLY)
+    beat.tick_until(lambda: cluster.settled("third"))
+    only_message(caplog, Case(None, words))
+
+
 class OwnClass:
     """A schedule that is none of Celery's."""
 
