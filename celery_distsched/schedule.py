@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any, TypeVar
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+#: Of all schedules: one that takes another's place has a version of its own.
+_versions = count(1)
 
 
 class NoticedSchedule(dict[str, Any]):
-    """Name → `celery.beat.ScheduleEntry`; `version` grows with each change."""
+    """Name → `celery.beat.ScheduleEntry`; `version` is another one after each change."""
 
-    version = 0
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.changed()
+
+    def changed(self) -> None:
+        """Tell of a change."""
+        self.version = next(_versions)
 
 
 def _noticed(method: _Method) -> _Method:
     def change(self: NoticedSchedule, *args: Any, **kwargs: Any) -> Any:
-        self.version += 1
-        return method(self, *args, **kwargs)
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            # Only now: whoever plans in the middle of it, in another thread, is to do so again.
+            self.changed()
 
     change.__name__, change.__doc__ = method.__name__, method.__doc__
     return change  # type: ignore[return-value]

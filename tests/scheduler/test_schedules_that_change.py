@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -131,6 +133,52 @@ def test_an_entry_that_goes_and_comes_back_between_two_ticks_is_another(
     timetable = beat.inner.dispatch._agenda.timetable
     at = timetable._at["entry-7"]
     beat.tick_until(lambda: timetable._at.get("entry-7") == at + 3_600_000_000)
+
+
+def test_each_schedule_that_is_set_in_place_of_another_is_noticed(cluster: Cluster) -> None:
+    beat = cluster.beat({"a": HOURLY})
+    beat.tick_until(lambda: beat.ready)
+    for name in ("b", "c"):
+        beat.scheduler.schedule = {name: beat.scheduler.Entry(name=name, app=beat.app, **HOURLY)}
+        beat.tick()
+        assert set(beat.scheduler._planned) == {name}
+
+
+class Halting(dict[str, Any]):
+    """What is put in halts before its last item until another thread has done something."""
+
+    def __init__(self, items: dict[str, Any]) -> None:
+        super().__init__(items)
+        self._reached, self._go_on = threading.Event(), threading.Event()
+
+    def items(self) -> Any:
+        for number, item in enumerate(super().items(), 1):
+            if number == len(self):
+                self._reached.set()
+                assert self._go_on.wait(15)
+            yield item
+
+    @contextmanager
+    def put_in(self, put: Callable[[Any], Any]) -> Iterator[None]:
+        """Do what is inside in the middle of it."""
+        thread = threading.Thread(target=put, args=(self,))
+        thread.start()
+        assert self._reached.wait(15)
+        try:
+            yield
+        finally:
+            self._go_on.set()
+            thread.join()
+
+
+def test_a_change_by_another_thread_that_is_planned_in_its_middle_is_planned_again(cluster: Cluster) -> None:
+    beat = cluster.beat({"a": HOURLY})
+    beat.tick_until(lambda: beat.ready)
+    entries = Halting({name: beat.scheduler.Entry(name=name, app=beat.app, **HOURLY) for name in "bc"})
+    with entries.put_in(lambda given: beat.scheduler.schedule.update(given.items())):
+        beat.tick()
+    beat.tick()
+    assert set(beat.scheduler._planned) == {"a", "b", "c"}
 
 
 def test_names_that_change_have_the_same_places_as_if_all_were_placed_anew() -> None:
