@@ -6,6 +6,7 @@ import copy
 import difflib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -51,6 +52,8 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         self._sending = False
         #: Name → our own keys of an entry. Not in the entry, all of which Celery hands to the constructor of the next.
         self._our_keys: dict[str, Mapping[str, Any]] = {}
+        #: Held from when our keys of entries are noted until these are in the schedule.
+        self._putting_in = threading.RLock()
         self._planned: dict[str, PlannedEntry] = {}
         #: Those that could not be planned, and why: reported once.
         self._unplanned: dict[str, str] = {}
@@ -117,19 +120,21 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             entry.app = self.app
             return entry
         made, ours = make_entry(name, entry, self.app, self.settings, self.Entry)
-        self._our_keys.pop(name, None)
         if ours:
             self._our_keys[name] = ours
+        else:
+            self._our_keys.pop(name, None)
         return made
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         entries = {}
-        for name, given in dict_.items():
-            try:
-                entries[name] = self._maybe_entry(name, given)
-            except (ConfigError, TypeError, ValueError) as exc:
-                self._report_bad(name, exc)
-        self.schedule.update(entries)
+        with self._putting_in:
+            for name, given in dict_.items():
+                try:
+                    entries[name] = self._maybe_entry(name, given)
+                except (ConfigError, TypeError, ValueError) as exc:
+                    self._report_bad(name, exc)
+            self.schedule.update(entries)
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         for name in set(self.schedule) - set(b):
@@ -141,8 +146,13 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         decides = not own(type(self), "is_due", celery.beat)
         planner, before, planned = Planner(self.app, self.settings, decides=decides), self._planned, {}
         unplanned = {}
-        for name in self._our_keys.keys() - self.schedule.keys():
-            del self._our_keys[name]
+        # While another thread puts entries in, some of them may not be there yet; its end makes us come again.
+        if self._putting_in.acquire(blocking=False):
+            try:
+                for name in self._our_keys.keys() - self.schedule.keys():
+                    del self._our_keys[name]
+            finally:
+                self._putting_in.release()
         schedule = dict(self.schedule)
         for name in along(schedule):
             try:

@@ -181,6 +181,19 @@ def test_a_change_by_another_thread_that_is_planned_in_its_middle_is_planned_aga
     assert set(beat.scheduler._planned) == {"a", "b", "c"}
 
 
+def test_what_another_thread_is_about_to_put_in_keeps_our_keys(cluster: Cluster) -> None:
+    beat = cluster.beat({"a": HOURLY})
+    beat.tick_until(lambda: beat.ready)
+    with Halting({"off": {**HOURLY, "enabled": False}, "on": HOURLY}).put_in(beat.scheduler.update_from_dict):
+        beat.scheduler.add(name="b", **HOURLY)
+        beat.tick()
+    beat.tick()
+    assert not beat.scheduler._planned["off"].enabled
+    del beat.scheduler.schedule["off"]
+    beat.tick()
+    assert not beat.scheduler._our_keys
+
+
 def test_names_that_change_have_the_same_places_as_if_all_were_placed_anew() -> None:
     names = [f"entry {number}" for number in range(300)]
     changed = Places.of(names[:200]).changed(set(names[50:90]), names[200:])
