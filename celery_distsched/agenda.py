@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 _LATE_US = 2_000_000
 #: Seconds until an entry is looked at again that has more open than a record holds.
 _FULL_S = 0.2
+#: Seconds until an entry is looked at again that is to be planned anew, if it has not been by then.
+_PLANNED_S = 1.0
 #: Seconds until an entry is looked at again that has no next instant in sight.
 _LOOK_AGAIN_S = 3600.0
 
@@ -49,8 +51,9 @@ class Agenda:
         progress: Progress,
         clock: Clock,
         is_due: Callable[[ScheduleEntry], Any] = ScheduleEntry.is_due,
+        outdated: Callable[[], None] = lambda: None,
     ) -> None:
-        """Keep what is needed; `is_due` is asked of entries without a rule."""
+        """Keep what is needed; `is_due` is asked of entries without a rule, `outdated` told of plans to make anew."""
         self.entries: Mapping[str, PlannedEntry] = {}
         #: Names of the entries that are mine.
         self.share: set[str] = set()
@@ -63,6 +66,7 @@ class Agenda:
         self._progress = progress
         self._clock = clock
         self._is_due = is_due
+        self._outdated = outdated
         self._hand_over_us = microseconds(settings.hand_over_s)
         self._schedule_epoch = ScheduleEpoch(0, "")
         self._away_before_us = -self._hand_over_us
@@ -142,6 +146,11 @@ class Agenda:
             dropped = {at: mark for at, mark in record.open.items() if at not in ready.open}
             return Move(record.text(), ready, fenced=True, dropped=dropped)
         if not planned.enabled:
+            return None
+        if planned.outdated:
+            # By its schedule of now it may not be due at all.
+            self._outdated()
+            self.timetable.set(name, now + microseconds(_PLANNED_S))
             return None
         room = MAX_OPEN - len(record.open) + len(holding.instants(Phase.DONE))
         if room <= 0:

@@ -65,13 +65,14 @@ class Dispatch:
         probe: Callable[[], bool],
         fast_way: FastWay,
         is_due: Callable[[ScheduleEntry], Any] = ScheduleEntry.is_due,
+        outdated: Callable[[], None] = lambda: None,
         interrupts: Interrupts | None = None,
     ) -> None:
         self.closed = False
         #: Whether a tick has begun that has not come to its end: what it left half done nobody is to go on with.
         self.ticking = False
         self.records = Records(pool, progress, clock, settings)
-        self._agenda = Agenda(self.records, pool, settings, progress, clock, is_due)
+        self._agenda = Agenda(self.records, pool, settings, progress, clock, is_due, outdated)
         self._ledger = Ledger(
             driver,
             self.records,

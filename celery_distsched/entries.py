@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -21,7 +21,7 @@ from kombu.serialization import dumps
 
 from celery_distsched.clock import instant_of
 from celery_distsched.errors import ConfigError
-from celery_distsched.fingerprint import fingerprint
+from celery_distsched.fingerprint import fingerprint, schedule_text
 from celery_distsched.hooks import own
 from celery_distsched.instants import CatchUp, Rule, cron, rule_for
 from celery_distsched.schedule_epoch import RESERVED
@@ -59,6 +59,24 @@ class PlannedEntry:
     fingerprint: str = "0"
     #: When it last ran, if the user says so: from there its first record counts.
     last_us: int | None = None
+    #: The entry's schedule when it was planned.
+    schedule: Any = None
+
+    @property
+    def outdated(self) -> bool:
+        """Whether somebody has given the entry, in place, a schedule that means something else."""
+        try:
+            schedule = self.entry.schedule
+            # Nearly always the very same; an entry of the user's class may make one each time it is asked.
+            return schedule is not self.schedule and schedule_text(schedule) != schedule_text(self.schedule)
+        except Exception:  # noqa: BLE001  (whatever it is now, to plan it says what is wrong with it)
+            return True
+
+
+def in_turn(planned: Mapping[str, PlannedEntry]) -> Iterator[PlannedEntry]:
+    """Yield each of these, again and again."""
+    while planned:
+        yield from planned.values()
 
 
 def make_entry(
@@ -212,7 +230,7 @@ class Planner:
         # Who puts an entry in at run time may have passed by `make_entry`.
         _check_name(name)
         jitter_s, enabled = ours.get("jitter", 0.0), ours.get("enabled", True)
-        return PlannedEntry(name, entry, rule, catch_up, jitter_s, enabled, version, last_us)
+        return PlannedEntry(name, entry, rule, catch_up, jitter_s, enabled, version, last_us, schedule)
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:

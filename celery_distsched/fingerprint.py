@@ -27,7 +27,7 @@ def fingerprint(entry: ScheduleEntry, ours: Mapping[str, Any]) -> str:
         entry: The entry.
         ours: Our own keys of it, such as ``catch_up``.
     """
-    when = _schedule(entry.schedule)
+    when = schedule_text(entry.schedule)
     if not (entry.args or entry.kwargs or entry.options or ours) and type(entry.task) is str:
         return _bare(when, entry.task)
     plain = [entry.task, list(entry.args or ()), dict(entry.kwargs or {}), dict(entry.options or {}), dict(ours)]
@@ -50,8 +50,8 @@ def _digest(text: str) -> str:
     return sys.intern(blake2b(text.encode(), digest_size=8).hexdigest())
 
 
-def _schedule(schedule: Any) -> str:
-    """Return a schedule as JSON."""
+def schedule_text(schedule: Any) -> str:
+    """Return a schedule as JSON: equal for equal ones, in every process."""
     kind: Any = type(schedule)
     plain = kind is celery.schedules.schedule
     if plain and type(schedule.run_every) is timedelta and schedule.relative is False and schedule.nowfun is None:

@@ -48,6 +48,7 @@ class Node:
             send=scheduler._send,
             probe=scheduler._probe,
             is_due=scheduler.is_due,
+            outdated=lambda: scheduler.schedule.changed(),
             fast_way=FastWay(scheduler, self.pool.node_id),
         )
         cluster = f"app {scheduler.app.main!r} on {broker_identity(scheduler.app)}"

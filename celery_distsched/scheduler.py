@@ -7,7 +7,8 @@ import difflib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +22,7 @@ from celery_distsched import collector
 from celery_distsched.broker import Broker, Outcome
 from celery_distsched.clock import as_datetime
 from celery_distsched.drivers import open_driver
-from celery_distsched.entries import PlannedEntry, Planner, make_entry
+from celery_distsched.entries import PlannedEntry, Planner, in_turn, make_entry
 from celery_distsched.errors import ConfigError
 from celery_distsched.hooks import own
 from celery_distsched.message import message_entry, without_unknown
@@ -38,6 +39,8 @@ celery_logger.addFilter(lambda record: not (record.exc_info and isinstance(recor
 _NONE: Mapping[str, Any] = MappingProxyType({})
 #: Seconds for the store's farewell; with the broker's, it takes one at most: SIGKILL may follow SIGTERM soon.
 _FAREWELL_S = 0.7
+#: Entries that are looked at in each tick for whether they have been given another schedule in place.
+_IN_TURN = 100
 
 
 class DistributedScheduler(Scheduler):  # type: ignore[misc]
@@ -55,6 +58,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
         #: Held from when our keys of entries are noted until these are in the schedule.
         self._putting_in = threading.RLock()
         self._planned: dict[str, PlannedEntry] = {}
+        self._turns: Iterator[PlannedEntry] = iter(())
         #: Those that could not be planned, and why: reported once.
         self._unplanned: dict[str, str] = {}
         super().__init__(app, *args, lazy=lazy, **kwargs)
@@ -161,7 +165,7 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
                 unplanned[name] = repr(exc)
                 if self._unplanned.get(name) != unplanned[name]:
                     self._report_bad(name, exc)
-        self._planned, self._unplanned = planned, unplanned
+        self._planned, self._unplanned, self._turns = planned, unplanned, in_turn(planned)
         return planned
 
     @staticmethod
@@ -181,6 +185,8 @@ class DistributedScheduler(Scheduler):  # type: ignore[misc]
             node = self._node = self._become_node()
         if node.heartbeat.refusal is not None:
             raise node.heartbeat.refusal
+        if any(planned.outdated for planned in islice(self._turns, _IN_TURN)):
+            self.schedule.changed()
         if self.schedule.version != node.planned_version:
             with collector.paused():
                 version = self.schedule.version

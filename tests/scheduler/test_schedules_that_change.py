@@ -111,6 +111,57 @@ def test_an_entry_that_was_edited_in_place_is_noticed_with_the_next_change(
     assert beat.inner.heartbeat.schedule.digest != digest
 
 
+def by_attribute(beat: Beat, entry: Any, every_s: float) -> None:
+    entry.schedule = schedule(every_s)
+
+
+def by_update(beat: Beat, entry: Any, every_s: float) -> None:
+    entry.update(beat.scheduler.Entry(name=entry.name, app=beat.app, task="nobody.runs.it", schedule=every_s))
+
+
+@pytest.mark.parametrize("edit", [by_attribute, by_update])
+def test_another_schedule_of_an_entry_object_is_followed_within_a_few_ticks(
+    beat: Beat, cluster: Cluster, edit: Callable[[Beat, Any, float], None]
+) -> None:
+    edit(beat, beat.scheduler.schedule["entry-1999"], 1.0)
+    beat.tick_until(cluster.sent)
+    assert {sent.entry for sent in cluster.sent()} == {"entry-1999"}
+
+
+@pytest.mark.parametrize("edit", [by_attribute, by_update])
+def test_another_schedule_of_an_entry_object_is_seen_before_it_is_claimed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, edit: Callable[[Beat, Any, float], None]
+) -> None:
+    """Whoever makes an entry rarer must not have one more run of it."""
+    monkeypatch.setattr("celery_distsched.scheduler._IN_TURN", 0)
+    due = cluster.seed("a", "b", last_us=in_s(1))
+    beat = cluster.beat({"a": HOURLY, "b": HOURLY})
+    beat.tick_until(lambda: beat.ready)
+    edit(beat, beat.scheduler.schedule["a"], 7200.0)
+    beat.tick_until(lambda: cluster.sent("b") and now_us() > due + 500_000)
+    assert cluster.sent("a") == []
+    assert beat.inner.dispatch.next_s() > 1800
+
+
+def test_an_equal_schedule_in_the_place_of_another_is_no_change(cluster: Cluster) -> None:
+    """An entry of somebody's own may make one each time it is asked."""
+    cluster.seed("a")
+    beat = cluster.beat({"a": HOURLY})
+    beat.tick()
+    version = beat.scheduler.schedule.version
+    beat.scheduler.schedule["a"].schedule = schedule(3600)
+    beat.tick_until(lambda: cluster.sent("a"))
+    assert beat.scheduler.schedule.version == version
+
+
+def test_a_schedule_that_becomes_none_in_place_is_reported(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    beat = cluster.beat({"a": HOURLY, "b": HOURLY})
+    beat.tick()
+    beat.scheduler.schedule["a"].schedule = None
+    beat.tick_until(lambda: set(beat.scheduler._planned) == {"b"})
+    assert "entry 'a' will not run: its schedule is None" in caplog.text
+
+
 def test_an_interval_that_was_edited_in_place_has_its_next_run_by_the_new_one(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
