@@ -10,7 +10,7 @@ import json
 import marshal
 import sys
 from collections.abc import Mapping
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from enum import Enum
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -58,12 +58,21 @@ def schedule_text(schedule: Any) -> str:
         return _interval(schedule.run_every)
     made_of = schedule.__reduce__()[1:] if _says(kind) else vars(schedule)
     # A `crontab` means another time in another timezone, which it takes from the app; a plain interval does not.
-    zone = None if plain and not schedule.relative else str(getattr(schedule, "tz", None))
+    zone = None if plain and not schedule.relative else _zone(getattr(schedule, "tz", None))
     try:
         # Equal bytes for equal values, down to their types; none for what may change behind our back.
         return _schedule_of(kind, marshal.dumps(made_of, 0), zone)
     except ValueError:
         return _written(kind, made_of, zone)
+
+
+def _zone(tz: Any) -> str:
+    text = str(tz)
+    if " at 0x" not in text or not isinstance(tz, tzinfo):
+        return text
+    # It does not say which one it is; what counts of it beside its class is how far from UTC it is, winter and summer.
+    offsets = (datetime(2000, month, 1, tzinfo=timezone.utc).astimezone(tz).utcoffset() for month in (1, 7))
+    return " ".join((_name(type(tz)), *map(str, offsets)))
 
 
 @lru_cache(maxsize=4096)

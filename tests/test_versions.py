@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 from uuid import uuid4
 
@@ -37,6 +37,22 @@ def some_function() -> None: ...
 
 class Own(schedule):  # type: ignore[misc]
     """A schedule of the user's."""
+
+
+class Unnamed(tzinfo):
+    """A timezone that does not say which one it is."""
+
+    def __init__(self, hours: int) -> None:
+        self._offset = timedelta(hours=hours)
+
+    def utcoffset(self, moment: datetime | None) -> timedelta:
+        return self._offset
+
+    def dst(self, moment: datetime | None) -> timedelta:
+        return timedelta(0)
+
+    def tzname(self, moment: datetime | None) -> str:
+        return "unnamed"
 
 
 CHANGES: list[dict[str, Any]] = [
@@ -112,13 +128,22 @@ def test_a_fingerprint_is_the_same_in_every_process() -> None:
     """Sets, dicts and addresses come in another order, and at another place, in each."""
     program = (
         "from tests.test_versions import *;"
-        "print(of(args=({'a', 'b', 'c', some_function}, object()), kwargs={'k': {1: 2, 'x': {'y'}}}))"
+        "print(of(args=({'a', 'b', 'c', some_function}, object()), kwargs={'k': {1: 2, 'x': {'y'}}}));"
+        "print(of(schedule=cron('5 * * * *', tz=Unnamed(3))))"
     )
     said = {
         subprocess.check_output([sys.executable, "-c", program], env={"PYTHONHASHSEED": str(seed)}, text=True)
         for seed in range(3)
     }
     assert len(said) == 1
+
+
+def test_what_counts_of_a_timezone_that_does_not_say_which_one_it_is_is_its_offset() -> None:
+    def in_zone(hours: int) -> str:
+        return of(schedule=cron("5 * * * *", tz=Unnamed(hours)))
+
+    assert in_zone(3) == in_zone(3)
+    assert in_zone(3) != in_zone(4)
 
 
 # Of a record
