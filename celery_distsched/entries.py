@@ -230,6 +230,8 @@ class Planner:
         # Who puts an entry in at run time may have passed by `make_entry`.
         _check_name(name)
         jitter_s, enabled = ours.get("jitter", 0.0), ours.get("enabled", True)
+        if jitter_s and rule is None:
+            logger.warning("entry %r: its 'jitter' has no effect, since it decides itself when it is due", name)
         return PlannedEntry(name, entry, rule, catch_up, jitter_s, enabled, version, last_us, schedule)
 
 

@@ -131,6 +131,18 @@ def test_one_that_decides_when_it_is_due_and_is_switched_off_keeps_no_loop_busy(
     assert beat.inner.dispatch.next_s() < 1.0
 
 
+def test_that_jitter_has_no_effect_on_one_that_decides_when_it_is_due_is_said_once(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    jittered = {**HOURLY, "jitter": 5.0}
+    beat = cluster.beat({"asked": {**jittered, "schedule": FromTable(1)}, "not": jittered})
+    beat.tick()
+    beat.scheduler.add(name="new", **HOURLY)
+    beat.tick()
+    (told,) = [record.getMessage() for record in caplog.records if "jitter" in record.getMessage()]
+    assert "entry 'asked'" in told
+
+
 def test_a_scheduler_that_decides_when_an_entry_is_due_is_asked(cluster: Cluster) -> None:
     cluster.seed("a", "closed")
     beat = cluster.beat({})
