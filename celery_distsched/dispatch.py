@@ -134,6 +134,7 @@ class Dispatch:
             self._places = self._places.changed(removed, self._progress.along(added, self._clock))
         self._changed |= {name for name in share & entries.keys() if before.get(name) is not entries[name]}
         self._followed = None
+        self._outbox.keep(entries)
         self._fast_way.set_entries(entries)
 
     def tick(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from celery_distsched.broker import Outcome
@@ -118,6 +118,11 @@ class Outbox:
             self._progress.able = True
         else:
             self._broker_backoff.failed(self._clock.elapsed())
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget that of all other entries messages were rejected."""
+        for name in [name for name in self._entry_backoff if name not in names]:
+            del self._entry_backoff[name]
 
     def make(self, claims: Mapping[str, Move]) -> Made | None:
         """Make the messages of what is being claimed, while the store works; None where they do not go in slices."""

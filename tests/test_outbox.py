@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from celery_distsched.broker import Outcome
@@ -54,7 +55,14 @@ def sent_and_confirmed(instants: int, each_s: float, taken: tuple[int, ...] = ()
                 # The answer shows that somebody else has it by now.
                 del holding.phases[instant]
 
-    outbox = Outbox(
+    outbox = outbox_of(records, clock, send)
+    outbox.send(["report"], flush)
+    flush()
+    return list(sent), waited
+
+
+def outbox_of(records: Records, clock: Clock, send: Callable[[str, int, int], Outcome]) -> Outbox:
+    return Outbox(
         cast(Any, records),
         Progress(),
         clock,
@@ -64,9 +72,6 @@ def sent_and_confirmed(instants: int, each_s: float, taken: tuple[int, ...] = ()
         may_send=lambda: True,
         fast_way=cast(Any, OneByOne()),
     )
-    outbox.send(["report"], flush)
-    flush()
-    return list(sent), waited
 
 
 def test_the_instants_of_one_entry_do_not_wait_for_each_other_to_be_confirmed() -> None:
@@ -79,3 +84,25 @@ def test_the_instants_of_one_entry_do_not_wait_for_each_other_to_be_confirmed() 
 def test_what_a_confirm_shows_to_be_taken_over_is_not_sent() -> None:
     sent, _ = sent_and_confirmed(instants=32, each_s=0.03, taken=(20, 21))
     assert sent == [*range(20), *range(22, 32)]
+
+
+def test_what_has_been_rejected_is_not_waited_for_once_its_entry_has_gone() -> None:
+    tried: list[int] = []
+
+    def send(name: str, instant: int, attempt: int) -> Outcome:
+        tried.append(attempt)
+        return Outcome.REJECTED
+
+    outbox = outbox_of(Records(instants=1), VirtualClock(), send)
+
+    def tick() -> list[int]:
+        outbox.send(["report"], lambda: None)
+        return tried
+
+    assert tick() == [1]
+    assert tick() == [1, 2]
+    assert tick() == [1, 2], "it waits for a quarter of a second"
+    outbox.keep({"report"})
+    assert tick() == [1, 2]
+    outbox.keep(set())
+    assert tick() == [1, 2, 3]
