@@ -54,6 +54,8 @@ class Node:
         cluster = f"app {scheduler.app.main!r} on {broker_identity(scheduler.app)}"
         self.heartbeat = Heartbeat(scheduler.driver, self.pool, clock, progress, host=host, cluster=cluster)
         self.planned_version = -1
+        #: Whether a schedule is being taken on: by half of it nobody is to serve the share.
+        self._taking_on = False
 
     def take_on(self, planned: Mapping[str, PlannedEntry], version: int) -> None:
         """Work by this schedule from now on, and tell the others which entries it has."""
@@ -62,8 +64,10 @@ class Node:
         for name in self.along(sorted(planned)):
             digest.update(f"{between}{name}\0{planned[name].fingerprint}".encode())
             between = "\0"
+        self._taking_on = True
         self.heartbeat.schedule = Schedule(digest.hexdigest(), planned)
         self.dispatch.set_entries(planned)
+        self._taking_on = False
         self._progress.at = self._clock.elapsed()
 
     def tick(self) -> float:
@@ -81,7 +85,8 @@ class Node:
         Both may try for a run meanwhile, as at any change of the ring; the claim decides. Where nothing falls due so
         soon, or nobody is there to take anything on, there is nothing to wait for.
         """
-        if threading.get_ident() != self._thread or self.dispatch.ticking or self.heartbeat.leaving:
+        busy = self._taking_on or self.dispatch.ticking
+        if threading.get_ident() != self._thread or busy or self.heartbeat.leaving:
             return
         self.heartbeat.leaving = True
         self.heartbeat.wake()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -14,10 +15,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from celery_distsched import cron
+from celery_distsched.agenda import Agenda
 from tests.figures import Figure
 from tests.scheduler.cluster import HOURLY, Cluster, Crash, now_us, until
 from tests.servers import RedisServer
@@ -234,6 +237,29 @@ def test_a_beat_that_leaves_serves_its_share_until_the_others_have_it(
     for entry in share:
         instants = sorted(one.instant_us for one in cluster.sent(entry))
         assert instants == list(range(instants[0], instants[-1] + 1, 1_000_000))
+
+
+@pytest.mark.parametrize("scheme", ["sqlite"])
+def test_a_beat_that_is_asked_to_stop_while_it_takes_on_a_schedule_does_not_serve_half_of_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    schedule = dict.fromkeys(NAMES, HOURLY)
+    heir, leaving = cluster.started(schedule), cluster.beat(schedule)
+    leaving.tick_until(lambda: leaving.ready and len(leaving.inner.pool.view.ring.nodes) == 2)
+
+    def asked_to_stop(agenda: Agenda, removed: Any) -> None:
+        for name in agenda.share & removed:
+            agenda.timetable.set(name, 0)
+        leaving.scheduler.close()
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Agenda, "forget_reports", asked_to_stop)
+    leaving.scheduler.schedule.clear()
+    with pytest.raises(SystemExit):
+        leaving.tick()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    until(lambda: leaving.node not in str(cluster.driver.members()))
+    assert heir.failure is None
 
 
 @pytest.mark.parametrize("scheme", ["sqlite", "redis+zset"])
