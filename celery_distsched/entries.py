@@ -222,6 +222,7 @@ class Planner:
         if (
             known is not None
             and known.entry is entry
+            and known.schedule is schedule
             and known.fingerprint == version
             and known.rule is rule
             and known.catch_up is catch_up

@@ -154,6 +154,18 @@ def test_an_equal_schedule_in_the_place_of_another_is_no_change(cluster: Cluster
     assert beat.scheduler.schedule.version == version
 
 
+def test_a_schedule_as_it_was_in_the_place_of_one_that_was_edited_is_planned_once(cluster: Cluster) -> None:
+    beat = cluster.beat({"a": HOURLY})
+    beat.tick()
+    entry = beat.scheduler.schedule["a"]
+    entry.schedule.run_every = timedelta(seconds=7200)
+    entry.schedule = schedule(3600)
+    beat.tick()
+    version = beat.scheduler.schedule.version
+    beat.tick()
+    assert beat.scheduler.schedule.version == version
+
+
 def test_a_schedule_that_becomes_none_in_place_is_reported(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     beat = cluster.beat({"a": HOURLY, "b": HOURLY})
     beat.tick()
