@@ -24,9 +24,10 @@ class Secrets:
         self._fetched: deque[str] = deque(maxlen=_FETCHED)
         self._texts = self._spelled()
 
-    def learn(self, value: str) -> None:
+    def learn(self, value: str | bytes) -> None:
         """Take in one that was fetched; those before it are forgotten in time, for tokens come and go."""
-        self._fetched.append(value)
+        # As the answers are decoded in which a server may repeat it.
+        self._fetched.append(value if isinstance(value, str) else value.decode(errors="backslashreplace"))
         self._texts = self._spelled()
 
     def _spelled(self) -> list[str]:

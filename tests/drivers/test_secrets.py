@@ -219,3 +219,9 @@ def test_a_token_that_was_fetched_is_masked_and_forgotten_when_many_have_come_af
     for number in range(100):
         secrets.learn(f"token-{number}-")
     assert secrets.masked("given token-99- token-0-") == "** ** token-0-"
+
+
+def test_a_token_that_was_fetched_as_bytes_is_masked_too() -> None:
+    secrets = Secrets(StoreUrl.parse("redis://h"), {})
+    secrets.learn(b"to\xffken")
+    assert secrets.masked("before to\\xffken after") == "before ** after"
