@@ -20,6 +20,7 @@ from http.client import HTTPException
 from ssl import SSLError
 from typing import Any, NamedTuple
 
+from celery_distsched.drivers.parts import NONSENSE
 from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import ConfigError, StoreUnavailable
@@ -72,6 +73,11 @@ def operation(verb: str, key: str, value: str = "", *, index: int = 0, flags: in
     """Return one operation; `index` is the ModifyIndex that "cas" compares with, 0: there must be no such key."""
     encoded = base64.b64encode(value.encode(errors="surrogateescape")).decode()
     return {"KV": {"Verb": verb, "Key": key, "Value": encoded, "Index": index, "Flags": flags}}
+
+
+def _refusable(asked: Operation) -> bool:
+    """Whether one of `_ANSWERS` may be the answer to this operation."""
+    return asked["KV"]["Verb"] in ("get", "cas", "delete-cas")
 
 
 def token_of(text: str) -> str:
@@ -140,7 +146,9 @@ class Agents:
                 body = json.loads(text)
                 refusals = {int(error["OpIndex"]): str(error["What"]) for error in body["Errors"] or ()}
                 rows = {result["KV"]["Key"]: _row(result["KV"]) for result in body["Results"] or ()}
-            except (ValueError, KeyError, TypeError) as exc:
+                if any(what.endswith(_ANSWERS) and not _refusable(operations[at]) for at, what in refusals.items()):
+                    raise ValueError("it refuses what cannot be refused like this")
+            except NONSENSE as exc:
                 raise self._failed(
                     http, f"{status} {self._secrets.masked(text)[:200]}", otherwise=_STRANGER
                 ) from self._secrets.harmless(exc)
@@ -177,7 +185,7 @@ class Agents:
                 # Consul sends nobody elsewhere, and requests would take the token along.
                 allow_redirects=False,
             )
-        except (OSError, ValueError) as exc:  # Those of requests are OSErrors.
+        except (OSError, *NONSENSE) as exc:  # Those of requests are OSErrors.
             root = _root(exc, outside)
             what = f"no answer within {self._timeout_s:g} s" if isinstance(root, TimeoutError) else str(root)
             # In TLS 1.3 a server says that it misses the client's certificate by an alert, a reset or a plain end.
@@ -225,7 +233,7 @@ class Agents:
 
 def _row(stored: Mapping[str, Any]) -> Row:
     # Whatever bytes others have put there come back as a text of their own, equal to no other.
-    return Row(stored["ModifyIndex"], base64.b64decode(stored.get("Value") or "").decode(errors="surrogateescape"))
+    return Row(int(stored["ModifyIndex"]), base64.b64decode(stored.get("Value") or "").decode(errors="surrogateescape"))
 
 
 def _root(error: BaseException, outside: BaseException | None) -> BaseException:

@@ -38,7 +38,7 @@ _HINTS = (
     ("TSI_DATA_CORRUPTED", "if it asks for a client certificate: etcds://…?cert=/path/cert.pem&key=/path/key.pem"),
     ("Handshake read failed|WRONG_VERSION_NUMBER", "if this server speaks no TLS, use etcd://"),
     ("failed to connect.*Socket closed", "if this server speaks TLS, use etcds://"),
-    ("Failed parsing HTTP/2|unknown service", "this is not etcd's client port"),
+    ("Failed parsing HTTP/2|unknown service|without a header", "this is not etcd's client port"),
 )
 
 
@@ -223,6 +223,9 @@ class Attempt:
                     # nothing, so it can be sent again.
                     self.link.token = self._new_token()
                     answers.append(self._send(call, request, self.link.token))
+                if not answers[-1].HasField("header"):
+                    # An empty message, which can be read as any.
+                    raise self._broken("an answer without a header")
         return answers
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Names as parts of a path of keys, and what to do with a key there that is not ours."""
+"""Names as parts of a path of keys, and what to do with a key there, or an answer, that is not ours."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from hashlib import sha256
 from urllib.parse import quote, unquote
 
 logger = logging.getLogger(__name__)
+
+#: What taking an answer apart ends with that is none: of another program, or of a proxy.
+NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 _MOST_NAMED = 1000
 

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from importlib import resources
 from typing import Any, ClassVar
 
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from celery_distsched.drivers.base import Answer, Claim, Driver, Elsewhere, Pushing, PushRefused, Swap
 from celery_distsched.drivers.parts import Strangers, part
 from celery_distsched.drivers.redis_client import new_client
-from celery_distsched.drivers.redis_errors import led_astray, translated
+from celery_distsched.drivers.redis_errors import FAILURES, led_astray, listed, texts, translated
 from celery_distsched.drivers.redis_options import OPTIONS
 from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
@@ -125,21 +125,22 @@ class RedisDriver(Driver):
         keys = self._keys(membership)
         with self._connected() as client:
             answer = self._run(self.show_script, client, keys, membership, info, self._kept_ms, how, known)
-        if answer is None:
-            raise LeaseLost(f"{membership} is not a member any more")
-        seconds, microseconds, self.incarnation = answer
-        return int(seconds) * 1_000_000 + int(microseconds)
+            if answer is None:
+                raise LeaseLost(f"{membership} is not a member any more")
+            seconds, microseconds, run_id = texts(answer)
+            store_us = int(seconds) * 1_000_000 + int(microseconds)
+        self.incarnation = run_id
+        return store_us
 
     def remove(self, membership: str, pulse: str | None = None) -> bool:
         with self._connected() as client:
-            return bool(self.remove_script.run(client, self._keys(membership), membership, pulse or ""))
+            return bool(int(self.remove_script.run(client, self._keys(membership), membership, pulse or "")))
 
     def read(self, keys: Sequence[str]) -> list[str | None]:
         if not keys:
             return []
         with self._connected() as client:
-            records: list[str | None] = client.hmget(self._ledger, list(keys))
-        return records
+            return texts(client.hmget(self._ledger, list(keys)), len(keys))
 
     def swap(self, swaps: Sequence[Swap], fence: str | None = None) -> list[Answer]:
         if not swaps:
@@ -149,11 +150,11 @@ class RedisDriver(Driver):
             arguments += (key, "" if expected is None else f"={expected}", new)
         with self._connected() as client:
             lost = self._run(self.swap_script, client, [self._ledger, self._fence_key(fence or "")], *arguments)
-        if lost is None:
-            raise LeaseLost(f"{fence} is not a member any more")
-        answers = [Answer(True, swap.new) for swap in swaps]
-        for number, record in zip(lost[::2], lost[1::2], strict=True):
-            answers[number] = Answer(False, record)
+            if lost is None:
+                raise LeaseLost(f"{fence} is not a member any more")
+            answers = [Answer(True, swap.new) for swap in swaps]
+            for number, record in zip(lost[::2], texts(lost[1::2]), strict=True):
+                answers[number] = Answer(False, record)
         return answers
 
     def _run(self, script: Script, client: Any, keys: Sequence[str], *arguments: str | int) -> Any:
@@ -233,13 +234,14 @@ class RedisDriver(Driver):
                         return self._one_list_at_a_time(claims, of_list.values(), fence, run_id)
                     refused = PushRefused(f"the store's user may not push to {claims[0].list_key}: {exc}")
                     return [refused] * len(claims)
-            if not_made is None:
-                raise LeaseLost(f"{fence} is not a member any more")
-            if not_made == "elsewhere":
-                raise Elsewhere
-            found: list[Answer | PushRefused] = [Answer(True, claim.new) for claim in claims]
-            for number, why, what in not_made:
-                found[order[number]] = Answer(False, what) if why == "lost" else PushRefused(what)
+                if not_made is None:
+                    raise LeaseLost(f"{fence} is not a member any more")
+                if not_made == "elsewhere":
+                    raise Elsewhere
+                found: list[Answer | PushRefused] = [Answer(True, claim.new) for claim in claims]
+                for number, *reason in listed(not_made):
+                    why, what = texts(reason, 2)
+                    found[order[number]] = Answer(False, what) if why == "lost" else PushRefused(what)
             return found
 
         return answers
@@ -276,7 +278,7 @@ class RedisDriver(Driver):
         with translated(self.url, self._prefix, self._secrets):
             try:
                 yield client
-            except RedisError as exc:
+            except FAILURES as exc:
                 if led_astray(exc):
                     client.connection_pool.disconnect(inuse_connections=False)
                 raise

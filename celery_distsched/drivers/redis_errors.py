@@ -5,22 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import redis
 from redis import exceptions
 
+from celery_distsched.drivers.parts import NONSENSE
 from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import StoreUnavailable
 
 _LED_ASTRAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError)
+#: What calls end with that go wrong with the server or the network, and what its answers end with that are none.
+FAILURES = (redis.RedisError, OSError, *NONSENSE)
 #: redis-py has classes for these, which older ones used for its own Cluster client only.
 _OF_CLUSTERS = ("MOVED ", "ASK ", "CLUSTERDOWN", "MASTERDOWN")
 
 
-def led_astray(exc: redis.RedisError) -> bool:
-    """Whether the other connections are of no use either, since they lead where this one led."""
-    return isinstance(exc, _LED_ASTRAY) or _of_cluster(exc)
+def led_astray(exc: Exception) -> bool:
+    """Whether the other connections are of no use either, since they lead where this one led.
+
+    Of one that had an answer which is none, the next may be the rest of that.
+    """
+    return isinstance(exc, (*_LED_ASTRAY, *NONSENSE)) or _of_cluster(exc)
 
 
 def _of_cluster(exc: Exception) -> bool:
@@ -39,9 +46,30 @@ def translated(url: StoreUrl, prefix: str, secrets: Secrets) -> Iterator[None]:
     """
     try:
         yield
-    except (redis.RedisError, OSError, UnicodeError) as exc:
+    except FAILURES as exc:
         said = secrets.masked(f"{type(exc).__name__}: {exc}".rstrip("."))
         raise StoreUnavailable(f"{url.masked}: {said}{_mend(exc, url, prefix)}") from secrets.harmless(exc)
+
+
+def listed(answer: Any) -> list[Any]:
+    """Return an answer that is a list; raises `TypeError` where it is not."""
+    if type(answer) is not list:
+        raise TypeError(f"{answer!r:.100} is no list")
+    return answer
+
+
+def texts(answer: Any, count: int | None = None) -> list[Any]:
+    """Return an answer that is a list of texts, or of nothing; raises `TypeError` or `ValueError` where it is not.
+
+    Args:
+        answer: The answer.
+        count: How many there must be; None: any number.
+    """
+    if not all(text is None or isinstance(text, str) for text in listed(answer)):
+        raise TypeError(f"{answer!r:.100} is no list of texts")
+    if count is not None and len(answer) != count:
+        raise ValueError(f"{len(answer)} texts for {count}")
+    return list(answer)
 
 
 def _mend(exc: Exception, url: StoreUrl, prefix: str) -> str:
@@ -55,7 +83,7 @@ def _mend(exc: Exception, url: StoreUrl, prefix: str) -> str:
             f". This user must be allowed EVALSHA, EVAL and all reads and writes of the keys {prefix}*;"
             " the least that does is in docs/stores.md"
         )
-    if isinstance(exc, exceptions.InvalidResponse):
+    if isinstance(exc, (exceptions.InvalidResponse, *NONSENSE)) and not isinstance(exc, UnicodeError):
         return ". That is not how a Redis answers: is it another server, or one that wants TLS (rediss://)?"
     if _of_cluster(exc):
         if "cluster" in url.scheme:

@@ -14,6 +14,8 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.retry import Retry
 
+from celery_distsched.drivers.redis_errors import FAILURES
+
 Address = tuple[str, int]
 Find = Callable[[], Address]
 
@@ -56,7 +58,7 @@ class _Guides:
             try:
                 with self._client(address) as guide:
                     found = self._ask(guide, address)
-            except (redis.RedisError, OSError) as exc:
+            except FAILURES as exc:
                 said.append(f"{address[0]}:{address[1]}: {exc}")
             else:
                 # A new list: another thread may be going through the old one.

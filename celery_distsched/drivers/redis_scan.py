@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery_distsched.drivers.base import Member
 from celery_distsched.drivers.redis_driver import RedisDriver, Script
+from celery_distsched.drivers.redis_errors import texts
 
 _MEMBERS = Script("scan_members.lua")
 
@@ -35,13 +36,13 @@ class RedisScanDriver(RedisDriver):
         return f"{self._prefix}node:{membership}"
 
     def members(self) -> dict[str, Member]:
-        with self._connected() as client:
-            shown = _MEMBERS.run(client, [self._index], self._fence_key(""))
         members = {}
-        for membership, held in zip(shown[::2], shown[1::2], strict=True):
-            pulse, space, info = held.partition(" ")
-            if space and pulse.isdecimal():
-                members[membership] = Member(pulse, info)
-            else:
-                self._strangers.name(self._fence_key(membership), "is not a membership")
+        with self._connected() as client:
+            shown = texts(_MEMBERS.run(client, [self._index], self._fence_key("")))
+            for membership, held in zip(shown[::2], shown[1::2], strict=True):
+                pulse, space, info = held.partition(" ")
+                if space and pulse.isdecimal():
+                    members[membership] = Member(pulse, info)
+                else:
+                    self._strangers.name(self._fence_key(membership), "is not a membership")
         return members

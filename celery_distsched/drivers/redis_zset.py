@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery_distsched.drivers.base import Member
 from celery_distsched.drivers.redis_driver import RedisDriver, Script
+from celery_distsched.drivers.redis_errors import texts
 
 _MEMBERS = Script("zset_members.lua")
 
@@ -38,7 +39,7 @@ class RedisZsetDriver(RedisDriver):
 
     def members(self) -> dict[str, Member]:
         with self._connected() as client:
-            scores, shown = _MEMBERS.run(client, self._keys())
-        infos = dict(zip(shown[::2], shown[1::2], strict=True))
-        pulses = zip(scores[::2], map(float, scores[1::2]), strict=True)
-        return {membership: Member(f"{pulse:.0f}", infos.get(membership, "")) for membership, pulse in pulses}
+            scores, shown = map(texts, _MEMBERS.run(client, self._keys()))
+            infos = dict(zip(shown[::2], shown[1::2], strict=True))
+            pulses = zip(scores[::2], map(float, scores[1::2]), strict=True)
+            return {membership: Member(f"{pulse:.0f}", infos.get(membership) or "") for membership, pulse in pulses}
