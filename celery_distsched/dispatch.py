@@ -18,7 +18,7 @@ from celery_distsched.burst import Burst
 from celery_distsched.clock import Clock, iso
 from celery_distsched.drivers.base import Driver
 from celery_distsched.entries import PlannedEntry
-from celery_distsched.errors import LeaseLost, StoreUnavailable
+from celery_distsched.errors import ConfigError, LeaseLost, StoreUnavailable
 from celery_distsched.fast_way import FastWay
 from celery_distsched.interrupts import Interrupts
 from celery_distsched.ledger import Ledger
@@ -119,6 +119,8 @@ class Dispatch:
         self._trusted_until = float("-inf")
         #: Whether the ledger can be gone by.
         self._settled = False
+        #: What a tick last failed with that nobody has thought of.
+        self._failed = ""
         self._driver = driver
         self._look_at = float("-inf")
         self._store_loss = StoreLoss(driver, self._ledger, pool, progress, clock, lambda: self._agenda.entries)
@@ -160,10 +162,22 @@ class Dispatch:
         except (StoreUnavailable, LeaseLost) as exc:
             # The heartbeat meets the same store; it reports the outage, once, and its end.
             logger.debug("this tick ends early: %s", exc)
-            if not self.closed:
-                # What is on its way to the broker has nothing to do with the store. When this node is back, it may be
-                # somebody else's.
-                self._outbox.land()
+            self._land()
+        except ConfigError:
+            raise
+        except Exception as exc:
+            # In each tick it is likely the same.
+            level = logging.DEBUG if repr(exc) == self._failed else logging.ERROR
+            self._failed = repr(exc)
+            logger.log(level, "a tick failed; trying again each %g s", _UNSETTLED_SLEEP_S, exc_info=True)
+            self._settled = False
+            self._land()
+
+    def _land(self) -> None:
+        if not self.closed:
+            # What is on its way to the broker has nothing to do with the store. When this node is back, it may be
+            # somebody else's.
+            self._outbox.land()
 
     def next_s(self) -> float:
         """Seconds until something of this node's share falls due; negative: it has; infinity: nothing will."""

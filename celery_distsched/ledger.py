@@ -13,7 +13,7 @@ from operator import itemgetter
 
 from celery_distsched.clock import Clock
 from celery_distsched.drivers.base import Answer, Claim, Driver, Push, Pushing, PushRefused, Swap
-from celery_distsched.errors import LeaseLost, StoreUnavailable
+from celery_distsched.errors import LeaseLost
 from celery_distsched.holding import Move
 from celery_distsched.progress import Progress
 from celery_distsched.record import Record
@@ -181,11 +181,12 @@ class Ledger:
     def _failing(self, batch: Collection[str], fence: str | None) -> Iterator[None]:
         try:
             yield
-        except StoreUnavailable:
-            self.records.unheard |= fence is not None
-            raise
         except LeaseLost:
             self.records.void(batch)
+            raise
+        except Exception:
+            # Whatever it is, there was no answer.
+            self.records.unheard |= fence is not None
             raise
 
     def repeat(self) -> None:

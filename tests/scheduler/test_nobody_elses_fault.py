@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +11,15 @@ import pytest
 from celery import Task
 from celery.beat import BeatLazyFunc
 
+from celery_distsched.errors import ConfigError
 from tests.figures import Figure
 from tests.scheduler.cluster import HOURLY, Cluster
 
-Raise = Callable[[], Any]
+Raise = Callable[..., Any]
 
 
 def raising(error: BaseException) -> Raise:
-    def fail() -> Any:
+    def fail(*args: Any) -> Any:
         raise error
 
     return fail
@@ -99,3 +102,39 @@ def test_an_eager_task_that_fails_is_not_run_again(cluster: Cluster) -> None:
     beat.app.task(work, name="work", shared=False)
     beat.tick_until(lambda: cluster.settled("eager"))
     assert len(ran) == 1
+
+
+@pytest.mark.parametrize("scheme", ["sqlite"])
+@pytest.mark.parametrize("call", ["read", "swapping"])
+def test_an_error_of_the_store_that_nobody_has_thought_of_is_told_once_and_costs_no_run(
+    cluster: Cluster, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    beat = cluster.beat({"a": {"task": "nobody.runs.it", "schedule": 0.2}})
+    beat.tick_until(lambda: beat.counts["accepted"])
+    with monkeypatch.context() as patched:
+        patched.setattr(beat.scheduler.driver, call, raising(ZeroDivisionError("odd")))
+        beat.inner.dispatch.records.unread.add("a")
+        for _ in range(20):
+            pause_s = beat.tick()
+            assert pause_s > 0.01
+            time.sleep(pause_s)
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [record.exc_info is not None for record in errors] == [True], "with its traceback, once"
+    accepted = beat.counts["accepted"]
+    beat.tick_until(lambda: beat.counts["accepted"] > accepted + 2)
+    instants = [sent.instant_us for sent in cluster.sent()]
+    assert instants == list(range(instants[0], instants[-1] + 1, 200_000))
+
+
+@pytest.mark.parametrize("scheme", ["sqlite"])
+@pytest.mark.parametrize("end", [ConfigError("wrong"), SystemExit(), KeyboardInterrupt()])
+def test_what_is_to_end_the_beat_ends_it_out_of_a_call_to_the_store(
+    cluster: Cluster, end: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = cluster.beat({"a": HOURLY})
+    beat.tick_until(lambda: beat.ready)
+    beat.inner.dispatch.records.unread.add("a")
+    with monkeypatch.context() as patched:
+        patched.setattr(beat.scheduler.driver, "read", raising(end))
+        with pytest.raises(type(end)):
+            beat.tick()
