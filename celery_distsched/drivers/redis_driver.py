@@ -275,12 +275,16 @@ class RedisDriver(Driver):
     @contextmanager
     def _connected(self) -> Iterator[Any]:
         client = self._client
+        guides = client.connection_pool.connection_kwargs.get("find")
+        guide = guides.first if guides else None
         with translated(self.url, self._prefix, self._secrets):
             try:
                 yield client
             except FAILURES as exc:
                 if led_astray(exc):
                     client.connection_pool.disconnect(inuse_connections=False)
+                    if guides:
+                        guides.misled(guide)
                 raise
 
     def _new_client(self) -> Any:

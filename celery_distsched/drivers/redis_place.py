@@ -39,7 +39,7 @@ class FoundTlsConnection(FoundConnection, redis.SSLConnection):
 
 
 class _Guides:
-    """Servers that know where another server is: the first that does is asked first the next time."""
+    """Servers that know where another server is: the first that does is asked first until it leads astray."""
 
     #: What they are called in an error.
     name: ClassVar[str]
@@ -65,6 +65,16 @@ class _Guides:
                 self._addresses = sorted(self._addresses, key=lambda known: known != address)
                 return found
         raise redis.ConnectionError(f"no {self.name} could say where it is ({'; '.join(said)})")
+
+    @property
+    def first(self) -> Address:
+        """Which is asked first."""
+        return self._addresses[0]
+
+    def misled(self, address: Address) -> None:
+        """Ask this one last, if it is still asked first: another thread may have moved on from it already."""
+        if self.first == address:
+            self._addresses = [*self._addresses[1:], address]
 
     def _client(self, address: Address) -> Any:
         return redis.Redis(*address, **self._settings)

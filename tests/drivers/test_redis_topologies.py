@@ -7,17 +7,19 @@ import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 import redis
 from celery import Celery
 from kombu.connection import Connection
+from redis.crc import key_slot
 
 from celery_distsched.drivers import Answer, Driver, Swap, open_driver
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.settings import Settings
-from tests.drivers.redis_nodes import Open, answers, namespace, opened, said  # noqa: F401
+from tests.drivers.redis_nodes import Open, answers, namespace, opened, said, until  # noqa: F401
 from tests.servers import RedisCluster, RedisServer, Server, WatchedRedis, replica_of
 from tests.wire import Wire
 
@@ -262,6 +264,26 @@ def test_a_cluster_that_is_taken_for_one_server_says_what_to_write(opened: Open,
     key = opened(redis_cluster.url())._ledger  # type: ignore[attr-defined]
     _, stranger = redis_cluster.holder_and_another(key)
     assert "write redis+cluster://" in said(opened(stranger.url()).join, "me", "info")
+
+
+def test_a_node_that_leads_astray_is_not_asked_first_for_ever(opened: Open) -> None:
+    with RedisServer("--cluster-enabled", "yes") as ill, RedisServer("--cluster-enabled", "yes") as well:
+        for server in (ill, well):
+            with redis.Redis(port=server.port, decode_responses=True) as client:
+                client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+                until(partial(_is_in_state, client, "ok"))
+        node = opened(f"redis+cluster://{ill.host}:{ill.port},{well.host}:{well.port}", timeout_s=1.0)
+        node.join("me", "info")
+        with redis.Redis(port=ill.port, decode_responses=True) as client:
+            # Knows still where our keys are, and takes no writes, for a slot that nobody holds.
+            key: str = node._ledger  # type: ignore[attr-defined]
+            client.execute_command("CLUSTER", "DELSLOTS", 0 if key_slot(key.encode()) else 1)
+            until(partial(_is_in_state, client, "fail"))
+        answers(lambda: node.join("me", "info"), within_s=5)
+
+
+def _is_in_state(node: redis.Redis, state: str) -> bool:
+    return bool(node.cluster("INFO")["cluster_state"] == state)
 
 
 def test_a_user_of_a_cluster_needs_the_right_that_the_docs_say(opened: Open, namespace: str) -> None:
