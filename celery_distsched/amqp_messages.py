@@ -100,6 +100,14 @@ def _sized(value: str) -> bytes:
     return pack(">I", len(encoded)) + encoded
 
 
+def hooks_of(channel: Any) -> str | None:
+    """Say what is not py-amqp's and kombu's own about a channel; None: all is."""
+    kind = type(channel)
+    if kind is not kombu.transport.pyamqp.Channel:
+        return f"the broker's channel is of a class of its own, {kind.__name__}"
+    return foreign((f"Channel.{name}", channel, name, where) for name, where in _METHODS.items())
+
+
 class AmqpMessages:
     """The last step of kombu's AMQP transport: caught on one channel, written as for another."""
 
@@ -118,10 +126,7 @@ class AmqpMessages:
 
     def hooks(self) -> str | None:
         """Say what is not py-amqp's and kombu's own about the channel; None: all is."""
-        kind = type(self.channel)
-        if kind is not kombu.transport.pyamqp.Channel:
-            return f"the broker's channel is of a class of its own, {kind.__name__}"
-        return foreign((f"Channel.{name}", self.channel, name, where) for name, where in _METHODS.items())
+        return hooks_of(self.channel)
 
     @contextmanager
     def catching(self) -> Iterator[list[Caught]]:

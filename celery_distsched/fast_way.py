@@ -180,8 +180,11 @@ class FastWay:
             else:
                 lane = RedisSlices(broker, RedisMessages(channel), why=apart)
         elif connection.transport.driver_type == "amqp" and hasattr(channel, "confirm_select"):
-            from celery_distsched.amqp_messages import AmqpMessages
+            from celery_distsched.amqp_messages import AmqpMessages, hooks_of
 
+            # Before a channel is opened, or each look would leave one more.
+            if hook := hooks_of(channel):
+                return hook
             own = connection.channel()
             lane = AmqpSlices(broker, own, AmqpMessages(channel, own.channel_id), broker.timeout_s)
         else:

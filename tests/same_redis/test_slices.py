@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import amqp.channel
 import pytest
 import redis
 from celery import Celery
@@ -243,6 +244,21 @@ def test_an_exchange_is_left_to_the_broker_where_the_message_itself_declares_it(
         sliced = _from_rabbit(rabbit, "by name")
         both.ordinary(both.planned["named"])
         assert timeless(sliced, ordinary := _from_rabbit(rabbit, "by name")) == timeless(ordinary, ordinary)
+
+
+def test_a_channel_that_somebody_hooks_into_is_looked_at_again_and_again_over_no_other(
+    rabbit: str, sending: NewSending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirmed = amqp.channel.Channel.basic_publish_confirm
+    monkeypatch.setattr(amqp.channel.Channel, "basic_publish_confirm", lambda *args, **how: confirmed(*args, **how))
+    both = sending(rabbit, {"free": {}})
+    both.scheduler.broker.connect()
+    opened = set()
+    for now in range(0, 20, 2):
+        assert both.way.slices(float(now)) is None
+        opened.add(len(both.scheduler.broker.current.connection.channels))
+    assert both.way._why_no_lane == "Channel.basic_publish is not its own"
+    assert len(opened) == 1
 
 
 def test_a_broker_that_is_gone_has_taken_nothing_that_is_called_accepted(sending: NewSending) -> None:
