@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import marshal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from inspect import Parameter, signature
 from json.encoder import encode_basestring_ascii
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from celery.beat import ScheduleEntry
+from kombu.utils.json import dumps as as_json
 
 from celery_distsched.clock import iso
 from celery_distsched.entries import PlannedEntry
@@ -67,6 +70,18 @@ def message_entry(planned: PlannedEntry, instant_us: int, attempt: int, *, names
         "retry": False,
     }
     return occurrence
+
+
+def text_of(entry: ScheduleEntry) -> bytes:
+    """Return a text that is another once somebody has changed, in place, what the entry says to send."""
+    given = (entry.task, entry.args, entry.kwargs, entry.options)
+    try:
+        return marshal.dumps(given, 0)
+    except ValueError:
+        # What a signature shows of itself is not all that it says to send.
+        with suppress(Exception):
+            return f"{given!r}{as_json(given)}".encode()  # type: ignore[no-untyped-call]
+        return repr(given).encode()
 
 
 def without_unknown(

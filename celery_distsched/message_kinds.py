@@ -7,8 +7,7 @@ shows where they end up; the other is real, and a template that does not reprodu
 from __future__ import annotations
 
 import marshal
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -21,13 +20,12 @@ from celery.beat import BeatLazyFunc, ScheduleEntry, Scheduler
 from celery.utils.saferepr import saferepr
 from celery.utils.time import maybe_make_aware
 from kombu.serialization import dumps
-from kombu.utils.json import dumps as as_json
 
 from celery_distsched.broker import BrokerAway
 from celery_distsched.clock import iso
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.hooks import own
-from celery_distsched.message import message_entry
+from celery_distsched.message import message_entry, text_of
 from celery_distsched.template import Caught, Messages, OrdinaryWay, Template
 
 #: Templates kept: some megabytes. Entries beyond, each of a kind of its own, go the ordinary way.
@@ -93,6 +91,12 @@ class MessageKinds:
         # A kind of its own has the arguments in it.
         self._kinds.pop(planned.name, None)
         return self._recipe_by(self._kind_of(planned), planned.entry)
+
+    def keep(self, used: Iterable[Kind]) -> None:
+        """Forget all other kinds, once there are many: of entries that come and go there is no end."""
+        if len(self._kinds) > _MOST_KINDS / 2:
+            kept = set(map(id, used))
+            self._kinds = {key: kind for key, kind in self._kinds.items() if id(kind) in kept}
 
     def seen(self, name: str) -> Any:
         """Return what is another object once somebody has changed how a task is sent."""
@@ -293,18 +297,6 @@ class MessageKinds:
     def _expiry(self, now: datetime, expires_s: float) -> datetime:
         aware: datetime = maybe_make_aware(_later(now, expires_s), tz=self._app.timezone)
         return aware
-
-
-def text_of(entry: ScheduleEntry) -> bytes:
-    """Return a text that is another once somebody has changed, in place, what the entry says to send."""
-    given = (entry.task, entry.args, entry.kwargs, entry.options)
-    try:
-        return marshal.dumps(given, 0)
-    except ValueError:
-        # What a signature shows of itself is not all that it says to send.
-        with suppress(Exception):
-            return f"{given!r}{as_json(given)}".encode()  # type: ignore[no-untyped-call]
-        return repr(given).encode()
 
 
 def _exchange_of(declared: Any) -> str:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celery_distsched.broker import BrokerAway, Outcome
 from celery_distsched.clock import iso
 from celery_distsched.entries import PlannedEntry
-from celery_distsched.message import TaskIds
-from celery_distsched.message_kinds import MessageKinds, Recipe, text_of
+from celery_distsched.message import TaskIds, text_of
+from celery_distsched.message_kinds import MessageKinds, Recipe
 from celery_distsched.template import Messages, OrdinaryWay
 
 logger = logging.getLogger(__name__)
@@ -118,10 +118,10 @@ class Publisher:
         """Return the task id of an entry's occurrence."""
         return self._task_ids.of(name)(instant)
 
-    def keep(self, names: Collection[str]) -> None:
-        """Forget all other entries."""
-        for name in self._recipes.keys() - set(names):
-            del self._recipes[name]
+    def keep(self, entries: Mapping[str, PlannedEntry]) -> None:
+        """Forget all other entries, and these where they have changed."""
+        self._recipes = {name: known for name, known in self._recipes.items() if entries.get(name) is known[0]}
+        self._kinds.keep(recipe.kind for _, recipe in self._recipes.values() if not isinstance(recipe, str))
 
     # Which way
 

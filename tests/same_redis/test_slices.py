@@ -13,7 +13,7 @@ from celery import Celery
 from kombu import entity
 from kombu.connection import Connection
 
-from celery_distsched import DistributedScheduler, survey
+from celery_distsched import DistributedScheduler, message_kinds, survey
 from celery_distsched.broker import Outcome
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.fast_way import FastWay
@@ -269,6 +269,21 @@ def test_a_broker_that_is_gone_has_taken_nothing_that_is_called_accepted(sending
         assert both.way.slices(2e6) is not None
         outcomes = both.slice("one", "two")
         assert {outcome for some in outcomes.values() for outcome in some} <= {Outcome.UNKNOWN, Outcome.REFUSED}
+
+
+@pytest.mark.parametrize("how", ["come and go", "change"])
+def test_the_kinds_of_entries_that_there_were_leave_room_for_those_of_others(
+    redis_server: RedisServer, sending: NewSending, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(message_kinds, "_MOST_KINDS", 4)
+    both = sending(redis_server.url(path="/6"), {})
+    for number in range(10):
+        # One that stays, and one more.
+        name = "changing" if how == "change" else f"tenant {number}"
+        one = {"task": "nobody.runs.it", "schedule": 3600.0, "options": {"headers": {"tenant": number}}}
+        both.scheduler.merge_inplace({"staying": {**HOURLY}, name: one})
+        both.way.set_entries(both.scheduler._plan())
+        both.slice("staying", name)
 
 
 @pytest.mark.parametrize("broker", ["redis", "rabbit"])
