@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -166,6 +167,22 @@ def test_a_credential_provider_that_fails_is_an_outage_and_leaves_no_connection_
         prefix = f"{node._prefix}*"  # type: ignore[attr-defined]
         assert third.keys(prefix)
         assert not first.keys(prefix)
+
+
+@pytest.mark.parametrize("returned", [None, (), "hunter2", (None, "hunter2"), ("default", "any", "hunter2")])
+def test_a_credential_provider_that_returns_no_credentials_is_an_outage(
+    opened: Open, redis_server: RedisServer, returned: Any
+) -> None:
+    class Provider(redis.CredentialProvider):
+        def get_credentials(self) -> Any:
+            return returned
+
+    node = opened(f"redis://127.0.0.1:{redis_server.port}/3", credential_provider=Provider())
+    for _ in range(3):
+        assert "hunter2" not in (told := said(node.join, "me", "joined"))
+        assert "neither (password,) nor (user, password)" in told
+    with redis.Redis(port=redis_server.port, db=0) as first:
+        assert not first.keys(f"{node._prefix}*")  # type: ignore[attr-defined]
 
 
 # Sentinels
