@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 import threading
@@ -80,6 +81,8 @@ class Broker:
         self._secrets: Secrets | None = None
         self._connection: Any = None
         self._producer: Any = None
+        self._pid = os.getpid()
+        self._inherited: list[Any] = []
         self._step = Step.WRITING
         #: RabbitMQ reads nothing from this connection for now: its memory or its disk is nearly full.
         self.blocked = False
@@ -95,6 +98,7 @@ class Broker:
 
     def connect(self) -> None:
         """Make sure that there is a live connection; raises one of its own errors after at most ``timeout_s``."""
+        self._notice_fork()
         if self._connection is not None:
             self._notice_closed()
             if self.blocked:
@@ -166,6 +170,13 @@ class Broker:
 
         native.on_blocked, native.on_unblocked = on_blocked, on_unblocked
 
+    def _notice_fork(self) -> None:
+        if self._pid != os.getpid():
+            # The connection is the parent's, and ends for both if it is so much as collected here.
+            self._inherited.append(self._connection)
+            self._pid, self._connection, self._producer = os.getpid(), None, None
+            self.blocked = False
+
     @property
     def current(self) -> Any:
         """The connection that there is, or None; asks nobody whether it still lives."""
@@ -185,6 +196,7 @@ class Broker:
 
     def answers(self) -> bool:
         """Whether the broker answers on the connection that there is; if not, that is dropped. One bounded attempt."""
+        self._notice_fork()
         if self.blocked:
             return False
         try:
@@ -233,6 +245,7 @@ class Broker:
         One that is blocked stays: it will tell when that is over, and a new one would not, before it had been written
         to. What was written to it, and to each that was dropped, is read in the end, and is one more message.
         """
+        self._notice_fork()
         if self.blocked:
             return
         connection, self._connection, self._producer = self._connection, None, None
@@ -241,6 +254,7 @@ class Broker:
 
     def close(self) -> None:
         """Close the connection in good order, in bounded time."""
+        self._notice_fork()
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
             # AMQP's farewell waits for an answer, which a dead broker never gives.

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import gc
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -10,7 +10,8 @@ from celery import Celery
 from celery.beat import SchedulingError
 
 from celery_distsched.broker import Broker
-from tests.servers import RedisServer, free_port
+from celery_distsched.testing.checks import ended_well, forked
+from tests.servers import RabbitServer, RedisServer, free_port
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,19 @@ def test_a_broker_that_is_away_costs_no_file_descriptors(scheme: str) -> None:
     finally:
         gc.enable()
     assert counts[-1] == counts[2]
+
+
+@pytest.mark.parametrize("end", ["close", "drop", "connect"])
+def test_a_forked_process_leaves_the_parents_connection_alone(rabbit_server: RabbitServer, end: str) -> None:
+    app = Celery(set_as_current=False, broker=rabbit_server.url())
+    broker = Broker(app, app.amqp.Producer, 5.0)
+    with closing(broker):
+        connection = broker.connection
+
+        def child() -> None:
+            getattr(broker, end)()
+            assert broker.current is not connection
+
+        ended_well(forked(child), within_s=10.0)
+        assert broker.answers()
+        assert broker.connection is connection
