@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
+from ipaddress import ip_address
 from ssl import SSLError
 from typing import Any, NamedTuple
 
@@ -51,6 +52,10 @@ _HINTS = (
 )
 #: The two refusals that answer a question; every other one is a failure.
 _ANSWERS = ("index is stale", "doesn't exist")
+
+
+#: What requests takes for "none", whatever the environment says.
+_NO_PROXY = {"http": None, "https": None, "all": None}
 
 
 class Row(NamedTuple):
@@ -182,6 +187,8 @@ class Agents:
                 cert=http.cert,
                 # For connecting and waiting together; a pair of numbers would grant each of them so much.
                 timeout=self._timeout(total=left),
+                # The environment's, by default.
+                proxies=_NO_PROXY if _is_loopback(http.host.strip("[]")) else None,
                 # Consul sends nobody elsewhere, and requests would take the token along.
                 allow_redirects=False,
             )
@@ -234,6 +241,14 @@ class Agents:
 def _row(stored: Mapping[str, Any]) -> Row:
     # Whatever bytes others have put there come back as a text of their own, equal to no other.
     return Row(int(stored["ModifyIndex"]), base64.b64decode(stored.get("Value") or "").decode(errors="surrogateescape"))
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether this is a host's name for itself: a proxy would take it for its own. Consul's client asks none either."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _root(error: BaseException, outside: BaseException | None) -> BaseException:

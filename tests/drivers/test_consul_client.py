@@ -41,6 +41,22 @@ def test_the_address_is_that_of_the_url(node: Opener, monkeypatch: pytest.Monkey
     assert node().members() == {}
 
 
+def test_the_environments_proxy_is_for_other_hosts_only(
+    open_at: Opener, consul_server: ConsulServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("no_proxy", "elsewhere")
+    for host in ("127.0.0.1", "localhost", "LocalHost"):
+        assert open_at(f"consul://{host}:{consul_server.port}").members() == {}
+    # Which leads here as well, but by its looks need not.
+    elsewhere = open_at(f"consul://0.0.0.0:{consul_server.port}")
+    with pytest.raises(StoreUnavailable, match="Connection refused"):
+        elsewhere.members()
+    monkeypatch.setenv("no_proxy", "elsewhere,0.0.0.0")
+    assert elsewhere.members() == {}
+
+
 def test_a_wrong_server_is_called_so(
     open_at: Opener, consul_server: ConsulServer, etcd_server: EtcdServer, redis_server: RedisServer
 ) -> None:
