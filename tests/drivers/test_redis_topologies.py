@@ -21,7 +21,7 @@ from celery_distsched.drivers import Answer, Driver, Swap, open_driver
 from celery_distsched.errors import LeaseLost, StoreUnavailable
 from celery_distsched.settings import Settings
 from tests.drivers.redis_nodes import Open, answers, namespace, opened, said, until  # noqa: F401
-from tests.servers import RedisCluster, RedisServer, Server, WatchedRedis, replica_of
+from tests.servers import RedisCluster, RedisServer, Server, WatchedRedis, free_port, replica_of
 from tests.wire import Wire
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs" / "stores.md"
@@ -284,7 +284,8 @@ def test_a_cluster_that_is_taken_for_one_server_says_what_to_write(opened: Open,
 
 
 def test_a_node_that_leads_astray_is_not_asked_first_for_ever(opened: Open) -> None:
-    with RedisServer("--cluster-enabled", "yes") as ill, RedisServer("--cluster-enabled", "yes") as well:
+    alone = [RedisServer("--cluster-enabled", "yes", "--cluster-port", str(free_port())) for _ in range(2)]
+    with alone[0] as ill, alone[1] as well:
         for server in (ill, well):
             with redis.Redis(port=server.port, decode_responses=True) as client:
                 client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
