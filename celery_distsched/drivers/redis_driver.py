@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,11 +16,13 @@ from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 from celery_distsched.drivers.base import Answer, Claim, Driver, Elsewhere, Pushing, PushRefused, Swap
 from celery_distsched.drivers.parts import Strangers, part
 from celery_distsched.drivers.redis_client import new_client
-from celery_distsched.drivers.redis_errors import FAILURES, led_astray, listed, texts, translated
+from celery_distsched.drivers.redis_errors import FAILURES, led_astray, listed, misread, texts, translated
 from celery_distsched.drivers.redis_options import OPTIONS
 from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
 from celery_distsched.errors import LeaseLost, StoreUnavailable
+
+logger = logging.getLogger(__name__)
 
 # A membership is kept for this many TTLs after its last renewal. Observers judge who is dead and remove it; Redis only
 # sweeps up what nobody is left to remove, and a step of its clock must not sweep up the living.
@@ -106,6 +109,8 @@ class RedisDriver(Driver):
         self._strangers = Strangers(url.masked)
         self._secrets = Secrets(url, self.settings)
         self._client: Any = self._new_client()
+        #: What the last answer that could not be read was found out by.
+        self._misread = ""
 
     @abstractmethod
     def _keys(self, membership: str) -> list[str]:
@@ -285,6 +290,12 @@ class RedisDriver(Driver):
                     client.connection_pool.disconnect(inuse_connections=False)
                     if guides:
                         guides.misled(guide)
+                if misread(exc):
+                    # At each poll it is likely the same.
+                    level = logging.DEBUG if repr(exc) == self._misread else logging.ERROR
+                    self._misread = repr(exc)
+                    shown = self._secrets.harmless(exc)
+                    logger.log(level, "%s: an answer that cannot be read", self.url.masked, exc_info=shown)
                 raise
 
     def _new_client(self) -> Any:

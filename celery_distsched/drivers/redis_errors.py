@@ -30,6 +30,12 @@ def led_astray(exc: Exception) -> bool:
     return isinstance(exc, (*_LED_ASTRAY, *NONSENSE)) or _of_cluster(exc)
 
 
+def misread(exc: Exception) -> bool:
+    """Whether an answer could not be taken apart: it is none, or we are wrong about what answers look like."""
+    # What cannot be encoded is what we were given, such as a host's name.
+    return isinstance(exc, NONSENSE) and not isinstance(exc, UnicodeError)
+
+
 def _of_cluster(exc: Exception) -> bool:
     classes = (exceptions.AskError, exceptions.ClusterDownError, exceptions.MasterDownError)
     return isinstance(exc, classes) or (isinstance(exc, exceptions.ResponseError) and str(exc).startswith(_OF_CLUSTERS))
@@ -83,7 +89,7 @@ def _mend(exc: Exception, url: StoreUrl, prefix: str) -> str:
             f". This user must be allowed EVALSHA, EVAL and all reads and writes of the keys {prefix}*;"
             " the least that does is in docs/stores.md"
         )
-    if isinstance(exc, (exceptions.InvalidResponse, *NONSENSE)) and not isinstance(exc, UnicodeError):
+    if isinstance(exc, exceptions.InvalidResponse) or misread(exc):
         return ". That is not how a Redis answers: is it another server, or one that wants TLS (rediss://)?"
     if _of_cluster(exc):
         if "cluster" in url.scheme:

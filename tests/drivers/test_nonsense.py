@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -155,3 +156,12 @@ def test_nonsense_is_called_so_and_is_the_last_answer_of_its_connection(scheme: 
             with pytest.raises(StoreUnavailable, match=says):
                 driver.read(["a"])
             assert liar.connections == attempt
+
+
+def test_an_answer_that_cannot_be_read_is_told_once_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """The mistake may be ours, and where only the loop meets it nobody else says so."""
+    with closing(_Liar(b"+OK\r\n")) as liar, _driver(f"redis://127.0.0.1:{liar.port}") as driver:
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                driver.read(["a"])
+    assert [record.exc_info is not None for record in caplog.records if record.levelno >= logging.ERROR] == [True]
