@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,11 +17,10 @@ from kombu.exceptions import OperationalError
 
 from celery_distsched.drivers.secret import Secrets
 from celery_distsched.drivers.url import StoreUrl
+from celery_distsched.outcome import Outcome, any_of, chain, takes_nothing
 
 logger = logging.getLogger(__name__)
 
-#: What a Redis says, for which its client has no class of errors; that of a pipeline names the command before it.
-_TAKES_NOTHING = re.compile(r"(^|caused error: )(MISCONF|NOREPLICAS|MASTERDOWN) ")
 #: A list that nobody has: to push to what is there already does nothing then, and is refused as every push is.
 _NOWHERE = "distsched:nowhere"
 
@@ -31,30 +29,6 @@ _EXITS = (SystemExit, KeyboardInterrupt)
 _FAREWELL_S = 0.3
 
 
-class Outcome(Enum):
-    """What became of one attempt to send a message."""
-
-    ACCEPTED = "accepted"  #: the broker has it
-    REFUSED = "refused"  #: the broker could not be reached, or takes nothing from anybody: nothing can have left
-    UNKNOWN = "unknown"  #: it was written, and no answer came
-    REJECTED = "rejected"  #: the broker is well but will not take this message, or not now
-    POSTPONED = "postponed"  #: the broker is well, and something else that the sending needs was out of reach
-    FAILED = "failed"  #: no message could be made of the entry, and trying again would not help
-
-    @property
-    def meaning(self) -> str:
-        """What is said to the user of an attempt that ended like this."""
-        return _MEANING[self]
-
-
-_MEANING = {
-    Outcome.ACCEPTED: "the broker has it",
-    Outcome.REFUSED: "the broker cannot be reached, or takes nothing, and this run is sent when it does",
-    Outcome.UNKNOWN: "the broker did not answer",
-    Outcome.REJECTED: "the broker will not take this message; it is tried again, and other entries run meanwhile",
-    Outcome.POSTPONED: "its sending needs what cannot be reached; it is tried again, and other entries run meanwhile",
-    Outcome.FAILED: "no message could be made of it",
-}
 #: Of whatever library: it may work a moment later.
 _PASSING = frozenset({"ConnectionError", "TimeoutError", "OperationalError", "gaierror"})
 
@@ -262,56 +236,44 @@ class Broker:
             farewell.start()
             farewell.join(_FAREWELL_S)
 
-    @staticmethod
-    def takes_nothing(error: BaseException) -> bool:
-        """Whether the broker says that it takes nothing for now, from whomever: a Redis without room, or a replica."""
-        # By their names, since the library is that of one transport; and only its own: what an entry's name, its
-        # arguments or their classes are called must not hold up the others.
-        return any(
-            type(exc).__name__ in ("OutOfMemoryError", "ReadOnlyError", "MasterDownError")
-            or _TAKES_NOTHING.search(str(exc))
-            for exc in _chain(error)
-            if type(exc).__module__ == "redis.exceptions"
-        )
-
     def begin(self) -> None:
         """An ``apply_async`` is about to be called, whose error `outcome_of_attempt` is to be asked about."""
         self._step = Step.BEFORE
 
     def outcome_of_attempt(self, error: BaseException) -> Outcome:
         """Say what an error out of ``apply_async``, called after `begin`, means for the message."""
-        step, chain = self._step, list(_chain(error))
-        if not _any(chain, _EXITS):
+        step, errors = self._step, list(chain(error))
+        if not any_of(errors, _EXITS):
             if step is Step.LEFT:
                 return Outcome.FAILED
             if step is Step.BEFORE and self.answers():
-                passing = any(kind.__name__ in _PASSING for exc in chain for kind in type(exc).__mro__)
+                passing = any(kind.__name__ in _PASSING for exc in errors for kind in type(exc).__mro__)
                 # An eager task has run, whatever it raised.
                 return Outcome.POSTPONED if passing and not self._app.conf.task_always_eager else Outcome.FAILED
         return self.outcome_of(error)
 
     def outcome_of(self, error: BaseException) -> Outcome:
         """Say what an error out of the broker's client means for the message."""
-        chain = list(_chain(error))
+        errors = list(chain(error))
         # A signal's exit that was overtaken by another error on its way up.
-        if _any(chain, _EXITS):
+        if any_of(errors, _EXITS):
             return Outcome.UNKNOWN
         # Only connecting fails with these, so nothing was written.
-        if _any(chain, (ConnectionRefusedError, socket.gaierror)) or self.takes_nothing(error):
+        if any_of(errors, (ConnectionRefusedError, socket.gaierror)) or takes_nothing(error):
             return Outcome.REFUSED
         connection = self._connection
-        if any(type(exc).__name__ == "MessageNacked" for exc in chain):
+        if any(type(exc).__name__ == "MessageNacked" for exc in errors):
             # py-amqp's own, and with it in no list of errors: a queue that is full and refuses, say.
             return Outcome.REJECTED
         lost = (OperationalError, OSError, *(connection.connection_errors if connection else ()))
         # The broker's own "no" to one message: a queue of another kind, a missing exchange, no memory.
         if (
             connection
-            and _any(chain, tuple(connection.channel_errors))
-            and not _any(chain, connection.connection_errors)
+            and any_of(errors, tuple(connection.channel_errors))
+            and not any_of(errors, connection.connection_errors)
         ):
             return Outcome.REJECTED
-        return Outcome.UNKNOWN if _any(chain, lost) else Outcome.FAILED
+        return Outcome.UNKNOWN if any_of(errors, lost) else Outcome.FAILED
 
 
 def _passwords(app: Celery) -> Iterator[str | None]:
@@ -339,15 +301,3 @@ def _release(connection: Any) -> None:
         connection.release()
     except Exception as exc:  # noqa: BLE001  (a dead connection fails in any way it likes)
         logger.debug("closing a broker connection: %r", exc)
-
-
-def _any(chain: list[BaseException], kinds: tuple[type[BaseException], ...]) -> bool:
-    return any(isinstance(exc, tuple(kinds)) for exc in chain)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

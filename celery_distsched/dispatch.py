@@ -13,7 +13,6 @@ from celery.beat import ScheduleEntry
 
 from celery_distsched import collector, farewell
 from celery_distsched.agenda import Agenda
-from celery_distsched.broker import Outcome
 from celery_distsched.burst import Burst
 from celery_distsched.clock import Clock, iso
 from celery_distsched.drivers.base import Driver
@@ -24,6 +23,7 @@ from celery_distsched.interrupts import Interrupts
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool, View
 from celery_distsched.outbox import Outbox
+from celery_distsched.outcome import Outcome
 from celery_distsched.progress import Progress
 from celery_distsched.record import node_of
 from celery_distsched.records import Records

@@ -15,11 +15,12 @@ from typing import Any
 
 from celery.beat import logger as beat_logger
 
-from celery_distsched.broker import BrokerAway, Outcome
+from celery_distsched.broker import BrokerAway
 from celery_distsched.clock import as_datetime
 from celery_distsched.drivers.base import Push
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.hooks import hooks
+from celery_distsched.outcome import Outcome
 from celery_distsched.publisher import Publisher
 from celery_distsched.same_redis import SameRedis, why_apart
 from celery_distsched.slices import AmqpSlices, RedisSlices

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, iso
 from celery_distsched.fast_way import FastWay, in_calls
 from celery_distsched.holding import Holding, Move, Phase
+from celery_distsched.outcome import Outcome
 from celery_distsched.progress import Progress
 from celery_distsched.records import Records
 from celery_distsched.settings import Settings

@@ -15,11 +15,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from celery_distsched.broker import BrokerAway, Outcome
+from celery_distsched.broker import BrokerAway
 from celery_distsched.clock import iso
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.message import TaskIds, text_of
 from celery_distsched.message_kinds import MessageKinds, Recipe
+from celery_distsched.outcome import Outcome, takes_nothing
 from celery_distsched.template import Messages, OrdinaryWay
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class Publisher:
             raise
         except Exception as exc:
             broker = self._scheduler.broker
-            if broker.takes_nothing(exc):
+            if takes_nothing(exc):
                 # Declaring a queue is refused too, which says nothing of the entry.
                 raise BrokerAway(broker.says(exc)) from exc
             if broker.outcome_of_attempt(exc) not in (Outcome.REFUSED, Outcome.UNKNOWN, Outcome.POSTPONED):

@@ -19,7 +19,7 @@ from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.beat import logger as celery_logger
 
 from celery_distsched import collector
-from celery_distsched.broker import Broker, Outcome
+from celery_distsched.broker import Broker
 from celery_distsched.clock import as_datetime
 from celery_distsched.drivers import open_driver
 from celery_distsched.entries import PlannedEntry, Planner, in_turn, make_entry
@@ -27,6 +27,7 @@ from celery_distsched.errors import ConfigError
 from celery_distsched.hooks import own
 from celery_distsched.message import message_entry, without_unknown
 from celery_distsched.node import Node
+from celery_distsched.outcome import Outcome
 from celery_distsched.schedule import NoticedSchedule
 from celery_distsched.settings import Settings
 

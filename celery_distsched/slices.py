@@ -9,8 +9,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-from celery_distsched.broker import Broker, Outcome
+from celery_distsched.broker import Broker
 from celery_distsched.drivers.base import Push
+from celery_distsched.outcome import Outcome
 from celery_distsched.template import Messages
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock
 from celery_distsched.drivers import Answer, Driver, Member, StoreUrl, Swap
 from celery_distsched.errors import LeaseLost, StoreUnavailable
@@ -15,6 +14,7 @@ from celery_distsched.farewell import hand_back
 from celery_distsched.ledger import Ledger
 from celery_distsched.node_pool import NodePool
 from celery_distsched.outbox import Outbox
+from celery_distsched.outcome import Outcome
 from celery_distsched.progress import Progress
 from celery_distsched.record import HANDED_BACK, Record
 from celery_distsched.records import Records

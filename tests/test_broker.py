@@ -10,6 +10,7 @@ from celery import Celery
 from celery.beat import SchedulingError
 
 from celery_distsched.broker import Broker
+from celery_distsched.outcome import takes_nothing
 from celery_distsched.testing.checks import ended_well, forked
 from tests.servers import RabbitServer, RedisServer, free_port
 
@@ -39,14 +40,14 @@ def test_a_redis_that_takes_nothing_is_told_from_what_is_wrong_with_one_message(
 
         for setting, on, off in (("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")):
             client.config_set(setting, on)
-            assert Broker.takes_nothing(says(in_a_pipeline=False))
-            assert Broker.takes_nothing(says(in_a_pipeline=True))
+            assert takes_nothing(says(in_a_pipeline=False))
+            assert takes_nothing(says(in_a_pipeline=True))
             client.config_set(setting, off)
         client.set("set", "a text")
-        assert not Broker.takes_nothing(says(in_a_pipeline=False))
+        assert not takes_nothing(says(in_a_pipeline=False))
     # What is the user's own may be called as it likes.
-    assert not Broker.takes_nothing(SchedulingError("NOREPLICAS check: MISCONF of an argument"))
-    assert not Broker.takes_nothing(type("OutOfMemoryError", (RuntimeError,), {})("of a GPU"))
+    assert not takes_nothing(SchedulingError("NOREPLICAS check: MISCONF of an argument"))
+    assert not takes_nothing(type("OutOfMemoryError", (RuntimeError,), {})("of a GPU"))
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])

@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from celery_distsched.broker import Outcome
 from celery_distsched.errors import LeaseLost
 from celery_distsched.info import Info
 from celery_distsched.node_pool import View
+from celery_distsched.outcome import Outcome
 from tests.holding_nodes import ACCEPTED, TTL_S, Died, Fate, Node, StandingClock, Store
 
 

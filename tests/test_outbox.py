@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock
 from celery_distsched.holding import Holding, Phase
 from celery_distsched.outbox import Outbox
+from celery_distsched.outcome import Outcome
 from celery_distsched.progress import Progress
 from celery_distsched.settings import Settings
 from celery_distsched.tally import Tally

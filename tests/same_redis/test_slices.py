@@ -14,9 +14,9 @@ from kombu import entity
 from kombu.connection import Connection
 
 from celery_distsched import DistributedScheduler, message_kinds, survey
-from celery_distsched.broker import Outcome
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.fast_way import FastWay
+from celery_distsched.outcome import Outcome
 from celery_distsched.record import Record
 from tests.same_redis.sending import run
 from tests.same_redis.test_messages import ENTRIES

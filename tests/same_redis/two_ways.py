@@ -15,10 +15,10 @@ from celery import Celery
 from celery.exceptions import CDeprecationWarning
 
 from celery_distsched import DistributedScheduler
-from celery_distsched.broker import Outcome
 from celery_distsched.drivers.base import Answer, Claim
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.fast_way import FastWay
+from celery_distsched.outcome import Outcome
 from celery_distsched.same_redis import SameRedis
 
 #: Any moment; its text has microseconds in it, as that of a real one nearly always has.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_distsched.broker import Outcome
+from celery_distsched.outcome import Outcome
 from tests.simulation.world import World
 
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from celery_distsched.broker import Outcome
 from celery_distsched.clock import Clock, microseconds
 from celery_distsched.dispatch import Dispatch
 from celery_distsched.drivers.base import Push
@@ -18,6 +17,7 @@ from celery_distsched.holding import Phase
 from celery_distsched.interrupts import _PATIENCE_S
 from celery_distsched.node import _TAKING_ON_S
 from celery_distsched.node_pool import NodePool
+from celery_distsched.outcome import Outcome
 from celery_distsched.progress import Progress
 from celery_distsched.schedule_epoch import Schedule
 from celery_distsched.scheduler import _FAREWELL_S

@@ -9,11 +9,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, ClassVar
 
-from celery_distsched.broker import Outcome
 from celery_distsched.clock import microseconds
 from celery_distsched.drivers.base import Member
 from celery_distsched.entries import PlannedEntry
 from celery_distsched.errors import StoreUnavailable
+from celery_distsched.outcome import Outcome
 from celery_distsched.ring import HashRing
 from tests.simulation.cluster import Cluster
 from tests.simulation.node import NodeClock, Victim
