@@ -119,8 +119,8 @@ class Dispatch:
         self._trusted_until = float("-inf")
         #: Whether the ledger can be gone by.
         self._settled = False
-        #: What a tick last failed with that nobody has thought of.
-        self._failed = ""
+        #: When ticks began to fail with what nobody has thought of, again and again, and when one last did.
+        self._failing_since = self._failed_at = float("-inf")
         self._driver = driver
         self._look_at = float("-inf")
         self._store_loss = StoreLoss(driver, self._ledger, pool, progress, clock, lambda: self._agenda.entries)
@@ -165,11 +165,15 @@ class Dispatch:
             self._land()
         except ConfigError:
             raise
-        except Exception as exc:
-            # In each tick it is likely the same.
-            level = logging.DEBUG if repr(exc) == self._failed else logging.ERROR
-            self._failed = repr(exc)
-            logger.log(level, "a tick failed; trying again each %g s", _UNSETTLED_SLEEP_S, exc_info=True)
+        except Exception:
+            now, ttl_s = self._clock.elapsed(), self._settings.node_ttl
+            long_ago, self._failed_at = now - self._failed_at > ttl_s, now
+            if long_ago:
+                self._failing_since = now
+                logger.exception("a tick failed; trying again for %g s", ttl_s)
+            elif now - self._failing_since > ttl_s:
+                # Its share is better off with others, and it with whoever starts it anew.
+                raise
             self._settled = False
             self._land()
 

@@ -127,6 +127,20 @@ def test_an_error_of_the_store_that_nobody_has_thought_of_is_told_once_and_costs
 
 
 @pytest.mark.parametrize("scheme", ["sqlite"])
+@pytest.mark.parametrize("ttl_s", [2.0])
+def test_who_fails_for_longer_than_a_ttl_ends_so_that_others_take_over(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = cluster.beat({"a": HOURLY})
+    beat.tick_until(lambda: beat.ready)
+    began = time.monotonic()
+    monkeypatch.setattr(beat.scheduler.driver, "read", raising(ZeroDivisionError("odd")))
+    with pytest.raises(ZeroDivisionError):
+        beat.tick_until(lambda: beat.inner.dispatch.records.unread.add("a"))
+    assert time.monotonic() - began >= cluster.ttl_s
+
+
+@pytest.mark.parametrize("scheme", ["sqlite"])
 @pytest.mark.parametrize("end", [ConfigError("wrong"), SystemExit(), KeyboardInterrupt()])
 def test_what_is_to_end_the_beat_ends_it_out_of_a_call_to_the_store(
     cluster: Cluster, end: BaseException, monkeypatch: pytest.MonkeyPatch
