@@ -289,14 +289,14 @@ def test_a_node_that_leads_astray_is_not_asked_first_for_ever(opened: Open) -> N
         for server in (ill, well):
             with redis.Redis(port=server.port, decode_responses=True) as client:
                 client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-                until(partial(_is_in_state, client, "ok"))
+                until(partial(_is_in_state, client, "ok"), within_s=30)
         node = opened(f"redis+cluster://{ill.host}:{ill.port},{well.host}:{well.port}", timeout_s=1.0)
         node.join("me", "info")
         with redis.Redis(port=ill.port, decode_responses=True) as client:
             # Knows still where our keys are, and takes no writes, for a slot that nobody holds.
             key: str = node._ledger  # type: ignore[attr-defined]
             client.execute_command("CLUSTER", "DELSLOTS", 0 if key_slot(key.encode()) else 1)
-            until(partial(_is_in_state, client, "fail"))
+            until(partial(_is_in_state, client, "fail"), within_s=30)
         answers(lambda: node.join("me", "info"), within_s=5)
 
 

@@ -247,13 +247,13 @@ def test_a_beat_that_is_asked_to_stop_while_it_takes_on_a_schedule_does_not_serv
     heir, leaving = cluster.started(schedule), cluster.beat(schedule)
     leaving.tick_until(lambda: leaving.ready and len(leaving.inner.pool.view.ring.nodes) == 2)
 
-    def asked_to_stop(agenda: Agenda, removed: Any) -> None:
+    def asked_to_stop(agenda: Agenda, removed: Any, added: Any) -> None:
         for name in agenda.share & removed:
             agenda.timetable.set(name, 0)
         leaving.scheduler.close()
         raise SystemExit(0)
 
-    monkeypatch.setattr(Agenda, "forget_reports", asked_to_stop)
+    monkeypatch.setattr(Agenda, "changed", asked_to_stop)
     leaving.scheduler.schedule.clear()
     with pytest.raises(SystemExit):
         leaving.tick()
