@@ -217,7 +217,7 @@ class Broker:
         """Forget the connection without a farewell: after an error nobody may be there to answer one.
 
         One that is blocked stays: it will tell when that is over, and a new one would not, before it had been written
-        to. What was written to it, and to each that was dropped, is read in the end, and is one more message.
+        to. What was written to it, and to each that was dropped, is read in the end, and is one message more.
         """
         self._notice_fork()
         if self.blocked:

@@ -130,7 +130,8 @@ class Dispatch:
         before, share = self._agenda.entries, self._agenda.share
         self._agenda.entries = entries
         removed, added = before.keys() - entries.keys(), entries.keys() - before.keys()
-        if before:
+        if self._pool.view.schedule is not None:
+            # What came before this node's first schedule was registered is registered with it.
             self._agenda.changed(removed, added)
         if removed or added:
             self._places = self._places.changed(removed, self._progress.along(added, self._clock))

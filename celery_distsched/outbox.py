@@ -120,7 +120,7 @@ class Outbox:
             self._broker_backoff.failed(self._clock.elapsed())
 
     def keep(self, names: Collection[str]) -> None:
-        """Forget that of all other entries messages were rejected."""
+        """Forget that messages of all other entries were rejected, or not answered for."""
         for name in [name for name in self._entry_backoff if name not in names]:
             del self._entry_backoff[name]
 

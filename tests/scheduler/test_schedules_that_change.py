@@ -38,13 +38,14 @@ def beat(cluster: Cluster) -> Beat:
     return beat
 
 
+@pytest.mark.parametrize("kept", [{}, {"kept": HOURLY}], ids=["alone", "beside another"])
 @pytest.mark.parametrize("threaded", [False, True])
 def test_an_entry_that_is_removed_and_added_again_runs_nothing_of_the_meantime(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, threaded: bool
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, threaded: bool, kept: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(Settings, "hand_over_s", 1.0)
     every = {"task": "t", "schedule": 0.5, "catch_up": "all"}
-    beat = cluster.beat({"kept": HOURLY, "again": every})
+    beat = cluster.beat({**kept, "again": every})
     beat.tick_until(lambda: cluster.sent("again"))
     wait: Callable[..., None] = until if threaded else beat.tick_until
     if threaded:
